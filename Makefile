@@ -1,0 +1,27 @@
+# make quickstart - set up and run the main job    make test - set up and run the tests    make bench - benchmarks
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+DONE = $(VENV)/.installed
+
+.PHONY: setup quickstart test bench clean
+
+setup: $(DONE)
+
+$(DONE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $(DONE)
+
+quickstart: setup
+	$(BIN)/enhancer run recipes/quickstart.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+bench: setup
+	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

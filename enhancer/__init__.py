@@ -1,0 +1,1 @@
+"""What people run: recipes, data, motion sources, training, evaluation, reports, the CLI."""

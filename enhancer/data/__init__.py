@@ -1,0 +1,1 @@
+"""Reading data sets of questions about videos."""

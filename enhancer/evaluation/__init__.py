@@ -1,0 +1,1 @@
+"""Multiple-choice evaluation and its statistics."""

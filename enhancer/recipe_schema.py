@@ -1,0 +1,146 @@
+"""The keys of the main job's recipe (`job: enhance`), each with its effect and limits.
+
+The settings of the layers below are their own dataclasses: teacher.extraction is
+vdm_priors.extract.ExtractionSettings, training is enhancer.training.TrainSettings, world is
+enhancer.world.WorldSettings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from enhancer.recipe import option
+from enhancer.sources import source_names
+from enhancer.training import TrainSettings
+from enhancer.video.clip import Sampling
+from enhancer.world import WorldSettings
+from vdm_priors.extract import ExtractionSettings
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+CONTROL = "none"  # the source of the λ = 0 arm: no prior, the answer loss alone
+
+
+@dataclass
+class SamplingSettings:
+    """Which frames of a clip are decoded."""
+
+    frames: int = option(8, "frames taken from a clip, evenly spaced; with fps: at most this many", min=2, max=4096)
+    fps: float | None = option(None, "frames per second to take; null spreads `frames` over the whole span", min=0.01, max=240)
+    start: float = option(0.0, "where the span begins, in seconds", min=0)
+    end: float | None = option(None, "where the span ends, in seconds; null is the end of the clip", min=0)
+
+    def sampling(self) -> Sampling:
+        """The value that `read_clip` takes."""
+        return Sampling(frames=self.frames, fps=self.fps, start=self.start, end=self.end)
+
+
+@dataclass
+class DataSettings:
+    """Where questions and clips are."""
+
+    root: str | None = option(None, "folder of the data; video paths are relative to it. null with `world` set: "
+                                    "<output>/worlds/<hash of the world's settings>")
+    train: str = option("train.json", "file of training samples, relative to root")
+    test: str = option("test.json", "file of multiple-choice test questions, relative to root")
+    format: str = option("auto", "how the files are written; auto looks at the first row",
+                         choices=("auto", "conversations", "messages", "motionbench"))
+    limit_train: int | None = option(None, "use only this many training samples; null uses all", min=1)
+    limit_test: int | None = option(None, "ask only this many test questions; null asks all", min=1)
+
+
+@dataclass
+class TeacherSettings:
+    """The video diffusion model and how priors are taken from it."""
+
+    model: str = option("world", "the teacher: `world` is the small one shipped, else a diffusers folder or hub name")
+    text: str = option("question", "which text conditions the teacher",
+                       choices=("question", "answer", "question_answer", "caption"))
+    sampling: SamplingSettings = option(SamplingSettings(frames=17))
+    size: int | None = option(None, "resize clips so that the shorter side has this many pixels; null keeps their size; "
+                                    "memory grows with the square", min=16, max=2048)
+    batch_size: int = option(8, "clips extracted together; more is faster and takes more memory", min=1, max=1024)
+    store: str | None = option(None, "folder of the prior store, to share it between runs; null is <run folder>/priors")
+    extraction: ExtractionSettings = option(ExtractionSettings())
+
+
+@dataclass
+class StudentSettings:
+    """The vision-language model that is fine-tuned."""
+
+    model: str = option("world", "the student: `world` is the small one shipped, else a transformers folder or hub name")
+    dtype: str = option("float32", "number type of the weights; bfloat16 halves memory",
+                        choices=("float32", "bfloat16", "float16"))
+    sampling: SamplingSettings = option(SamplingSettings(frames=8))
+
+
+@dataclass
+class ArmSettings:
+    """One fine-tuned student: which prior it is aligned to and how strongly."""
+
+    name: str = option(help="the arm's folder and row in the table; `lambda0`, `vdm`, `shuffled`, `uniform`, `oracle` "
+                            "get their usual labels", pattern=NAME)
+    source: str = option(CONTROL, "where the prior comes from; none trains on the answers alone (λ = 0)",
+                         choices=(CONTROL, *source_names()))
+    weight: float | None = option(None, "λ of this arm; null takes training.alignment.weight", min=0, max=1e6)
+    base: str = option("vdm", "for shuffled and uniform: the source whose words (and maps) they spoil",
+                       choices=tuple(n for n in source_names() if n not in ("shuffled", "uniform")))
+
+
+@dataclass
+class EvaluateSettings:
+    """How multiple-choice questions are asked."""
+
+    protocol: str = option("option_text", "letter compares the letters' likelihoods after a prompt that lists the options; "
+                                          "option_text scores each option's text as the answer",
+                           choices=("option_text", "letter"))
+    batch_size: int = option(32, "questions asked together", min=1, max=4096)
+
+
+@dataclass
+class EnhanceRecipe:
+    """The main job: priors from the teacher, students aligned to them, and their controls side by side."""
+
+    job: str = option("enhance", "which job the recipe describes", choices=("enhance",))
+    name: str = option(help="the run's name; its folder is <output>/<name>", pattern=NAME)
+    output: str = option("runs", "folder that holds the run folders")
+    seed: int = option(0, "seed of everything random outside training: which clips are exchanged, bootstrap, examples", min=0)
+    seeds: list[int] = option([0], "training seeds; every arm is trained once with each", min=0)
+    resume: bool = option(True, "continue a run folder from its last finished step; false refuses a folder that exists")
+    threads: int = option(1, "CPU threads of each torch process", min=1, max=1024)
+    parallel_arms: int = option(1, "trainings that run at once, each in a process of its own; 1 trains in this process",
+                                min=1, max=64)
+    world: WorldSettings | None = option(None, "make (or reuse) this synthetic world as the data; null reads existing data")
+    data: DataSettings = option(DataSettings())
+    teacher: TeacherSettings = option(TeacherSettings())
+    student: StudentSettings = option(StudentSettings())
+    training: TrainSettings = option(TrainSettings())
+    arms: list[ArmSettings] = option(help="the students to train; base and these are the rows of the table")
+    evaluate: EvaluateSettings = option(EvaluateSettings())
+    examples: int = option(4, "test clips whose frames, priors and attention are stored for the report", min=0, max=100)
+    report: bool = option(True, "write report.html at the end")
+
+    def check(self) -> list[str]:
+        """Faults between keys, as sentences with the dotted path."""
+        names = [arm.name for arm in self.arms]
+        faults = [f"arms.{n}: the name is used {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1]
+        if not self.arms:
+            faults.append("arms: at least one arm is needed, e.g. `- {name: lambda0, source: none}`")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            faults.append(f"seeds: needs one or more different numbers, not {self.seeds}")
+        if self.world is None and self.data.root is None:
+            faults.append("data.root: required unless `world` is given")
+        if self.name == "worlds":
+            faults.append("name: 'worlds' is the folder of generated worlds; choose another name")
+        for arm in self.arms:
+            if arm.source == "oracle" or arm.base == "oracle" and arm.source in ("shuffled", "uniform"):
+                if self.world is None:
+                    faults.append(f"arms.{arm.name}: the oracle prior needs ground truth, so `world` must be given")
+            if arm.source == CONTROL and arm.weight:
+                faults.append(f"arms.{arm.name}.weight: an arm without a prior cannot align; leave the weight out or name a source")
+        return faults
+
+    def weight(self, arm: ArmSettings) -> float:
+        """λ of an arm."""
+        if arm.source == CONTROL:
+            return 0.0
+        return self.training.alignment.weight if arm.weight is None else arm.weight

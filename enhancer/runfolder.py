@@ -1,0 +1,236 @@
+"""The run folder: what a run has done so far, written so that a rerun continues.
+
+recipe.yaml (resolved), run.json (versions, hashes, status, seconds a step, finished steps) and
+skipped.jsonl. Every file is replaced whole; a full disk or a folder that cannot be written is a
+UserError that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from enhancer.recipe import differences, to_plain, to_yaml
+from vdm_priors.errors import UserError
+
+KEPT_WHEN_FRESH = ("priors",)  # keyed by content, so never out of date
+FREE_KEYS = ("output", "resume", "threads", "parallel_arms", "report")  # change nothing in the results
+PACKAGES = ("motion-enhancer", "torch", "transformers", "diffusers", "accelerate", "av", "numpy", "safetensors", "omegaconf")
+
+
+class RunFolder:
+    """One run's folder and its record."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.record: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, folder: Path, recipe: Any, *, resume: bool = True, fresh: bool = False) -> RunFolder:
+        """Starts the run's folder, or continues it where the same recipe was begun there.
+
+        Raises UserError if another recipe's results are in it, saying what differs.
+        """
+        run = cls(folder)
+        with readable_write_errors(run.folder):
+            if fresh:
+                run._clear()
+            elif (run.folder / "run.json").is_file():
+                if not resume:
+                    raise UserError(f"{folder} already holds a run and `resume` is false. Give another `name`, or run with "
+                                    f"--fresh to start it over (its priors are kept).")
+                run._continue(recipe)
+            elif run.folder.is_dir() and any(p.name not in KEPT_WHEN_FRESH for p in run.folder.iterdir()):
+                raise UserError(f"{folder} exists and is not a run folder; choose another `name` or `output`.")
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_text(run.folder / "recipe.yaml", to_yaml(recipe))
+        run.record.update(name=run.folder.name, command=" ".join(["enhancer", *sys.argv[1:]]), status="running",
+                          finished=None, versions=versions(), machine=machine())
+        run.record.setdefault("started", _now())
+        run.record.setdefault("hashes", {})
+        run.record.setdefault("seconds", {})
+        run.record.setdefault("steps", {})
+        run.save()
+        return run
+
+    @classmethod
+    def existing(cls, folder: Path) -> RunFolder:
+        """The folder of a run that was begun; UserError if it is none."""
+        run = cls(folder)
+        run.record = read_json(run.folder / "run.json", None)
+        if run.record is None:
+            raise UserError(f"{folder} is not a run folder: it has no run.json. `enhancer run` makes one.")
+        return run
+
+    def _clear(self) -> None:
+        if not self.folder.exists():
+            return
+        if not (self.folder / "run.json").is_file():
+            raise UserError(f"{self.folder} is not a run folder, so --fresh deletes nothing in it; choose another `name`.")
+        for path in self.folder.iterdir():
+            if path.name not in KEPT_WHEN_FRESH:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _continue(self, recipe: Any) -> None:
+        self.record = read_json(self.folder / "run.json", {})
+        try:
+            old = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError):
+            old = {}
+        changed = changes(old, to_plain(recipe))
+        if changed:
+            listed = "\n".join(f"  - {line}" for line in changed)
+            raise UserError(f"{self.folder} holds results of another recipe; what differs:\n{listed}\n"
+                            f"Give this run another `name`, or start it over with --fresh (its priors are kept).")
+
+    # ---- the record ------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes run.json."""
+        self.record["peak_memory_mb"] = max(self.record.get("peak_memory_mb") or 0.0, peak_memory_mb())
+        write_json(self.folder / "run.json", self.record)
+
+    def is_done(self, step: str, state: Any = True) -> bool:
+        """Whether a step was finished for this state of what it depends on."""
+        return self.record["steps"].get(step) == state
+
+    @contextmanager
+    def step(self, name: str, state: Any = True) -> Iterator[None]:
+        """Times a step and records it as finished if nothing is raised."""
+        started = time.monotonic()
+        try:
+            yield
+            self.record["steps"][name] = state
+        finally:
+            spent = self.record["seconds"].get(name, 0.0) + time.monotonic() - started
+            self.record["seconds"][name] = round(spent, 2)
+            self.save()
+
+    def close(self, status: str) -> None:
+        """The run ended: finished, interrupted or failed."""
+        self.record.update(status=status, finished=_now())
+        self.save()
+
+    # ---- skipped samples -------------------------------------------------------------------
+
+    def skip(self, stage: str, problems: list, replace: bool = True) -> None:
+        """Lists a stage's left-out samples in skipped.jsonl, instead of what it listed before."""
+        rows = self.skipped()
+        if replace:
+            rows = [row for row in rows if row["stage"] != stage]
+        rows += [{"stage": stage, "id": problem.id, "reason": problem.reason} for problem in problems]
+        write_lines(self.folder / "skipped.jsonl", rows)
+
+    def skipped(self) -> list[dict]:
+        """All rows of skipped.jsonl."""
+        return read_lines(self.folder / "skipped.jsonl")
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """Differences of two resolved recipes that would mix results. Adding arms or seeds is none."""
+    old, new = dict(old), dict(new)
+    lines = []
+    if isinstance(old.get("arms"), list) and isinstance(new.get("arms"), list):
+        before, after = ({arm["name"]: arm for arm in recipe.pop("arms")} for recipe in (old, new))
+        for name in before.keys() & after.keys():
+            lines += differences(before[name], after[name], f"arms.{name}.")
+        old.pop("seeds", None), new.pop("seeds", None)
+    for key in FREE_KEYS:
+        old.pop(key, None), new.pop(key, None)
+    return differences(old, new) + lines
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+@contextmanager
+def readable_write_errors(path: Path) -> Iterator[None]:
+    """Turns what the operating system says about writing into a UserError with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename or path
+        raise UserError(f"{place} cannot be written ({error.strerror or error}). Free disk space or choose a writable folder "
+                        f"with `output`, then run the same command again: what is finished is kept.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file whole: a reader sees the old or the new content."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with readable_write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One JSON file."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """A JSON file's value; `default` where there is none. UserError for a damaged one."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return default
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}). Delete it and run the same command again.") from error
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a JSON lines file, none if there is no file."""
+    if not Path(path).is_file():
+        return []
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+# ---- the machine ---------------------------------------------------------------------------------
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> str:
+    """Cores, processor and memory in a few words."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
+    return f"{os.cpu_count()} cores, {platform.machine()}, {memory:.0f} GB, {platform.system()}"
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(used / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

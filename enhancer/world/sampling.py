@@ -1,0 +1,114 @@
+"""Draws scenes: the question's answer first, uniformly, then a scene in which it is true.
+
+So answers are balanced by construction, and the named thing is one of several that move in their own ways: neither the
+question's text nor one frame tells the answer (enhancer/world/baselines.py measures both).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from enhancer.world.render import TEST_BACKGROUNDS, TRAIN_BACKGROUNDS
+from enhancer.world.scene import CAMERAS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Camera, Motion, Scene, Thing, place_motion
+from enhancer.world.text import Question, motion_question
+
+SPLITS = ("train", "validation", "test")
+REACH = (0.26, 0.42)  # of the frame: 17 to 27 pixels of 64
+
+
+def looks(split: str) -> list[tuple[str, str]]:
+    """Colour-shape pairs of a split: every colour and every shape occur in each, a test pair never in training."""
+    pairs = [(c, s) for c in COLOURS for s in SHAPES]
+    held_out = [(c, s) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES) if (i + j) % 4 == 0]
+    return held_out if split == "test" else [pair for pair in pairs if pair not in held_out]
+
+
+def _texture(rng: np.random.Generator, split: str) -> int:
+    """Surface seeds of the splits are disjoint."""
+    return int(rng.integers(0, 40)) + 1000 * SPLITS.index(split)
+
+
+def random_motion(rng: np.random.Generator, kind: str, **fixed) -> Motion:
+    """A motion of a kind with everything not fixed drawn uniformly."""
+    reach = float(rng.uniform(*REACH))
+    directions = list(DIRECTIONS)
+    if kind == "turn":
+        first = str(rng.choice(directions))
+        across = [d for d in directions if abs(DIRECTIONS[d][0]) != abs(DIRECTIONS[first][0])]
+        drawn = {"directions": (first, str(rng.choice(across))), "reach": reach}
+    elif kind in ("slide", "stop", "bounce", "curve"):
+        drawn = {"directions": (str(rng.choice(directions)),), "reach": reach}
+    elif kind == "jump":
+        drawn = {"count": int(rng.integers(1, 5)), "reach": 0.7 * reach}
+    else:
+        drawn = {}
+    if kind in ("curve", "spin"):
+        drawn["clockwise"] = bool(rng.random() < 0.5)
+    return Motion(kind=kind, **{**drawn, **fixed})
+
+
+def _things(rng: np.random.Generator, split: str, motions: list[Motion]) -> tuple[Thing, ...]:
+    """Things with these motions: different colours and shapes, apart from each other at the start where possible."""
+    pairs = looks(split)
+    for _ in range(200):
+        picks = [pairs[i] for i in rng.permutation(len(pairs))[: len(motions)]]
+        if len({c for c, _ in picks}) == len(picks):
+            break
+    best: tuple[float, tuple[Thing, ...]] | None = None
+    for _ in range(12):
+        things = tuple(
+            Thing(colour, shape, place_motion(rng, motion), float(rng.uniform(0.11, 0.14)), _texture(rng, split), motion)
+            for (colour, shape), motion in zip(picks, motions, strict=True)
+        )
+        apart = min((np.hypot(*(np.subtract(a.pose(t)[:2], b.pose(t)[:2]))) for t in (0.0, 0.5, 1.0)
+                     for i, a in enumerate(things) for b in things[:i]), default=1.0)
+        if best is None or apart > best[0]:
+            best = (apart, things)
+        if apart > 0.24:
+            break
+    return best[1]
+
+
+def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[int, int] = (64, 64), frames: int = 17,
+               fps: float = 8.0, things: tuple[int, int] = (2, 3)) -> tuple[Scene, Question]:
+    """A scene and its question of one MotionBench type. size: (height, width); things: least and most."""
+    count = int(rng.integers(things[0], things[1] + 1))
+    camera = Camera()
+    direction = str(rng.choice(list(DIRECTIONS)))
+    others = lambda n, kinds: [random_motion(rng, str(rng.choice(kinds))) for _ in range(n)]  # noqa: E731
+    if kind == "MR":
+        kinds = [k for k in MOTIONS if k != "turn"]
+        motions = [random_motion(rng, str(rng.choice(kinds))), *others(count - 1, kinds)]
+    elif kind == "LM":
+        motions = [random_motion(rng, "slide", directions=(direction,)), *others(count - 1, ["slide", "slide", "rest"])]
+    elif kind == "MO":
+        count = max(count, 3)
+        ways = [direction, *rng.permutation([d for d in DIRECTIONS if d != direction])[: count - 1]]
+        motions = [random_motion(rng, "slide", directions=(str(way),)) for way in ways]
+    elif kind == "AO":
+        motions = [random_motion(rng, "turn"), *others(count - 1, ["turn", "slide"])]
+        motions[0] = Motion(motions[0].kind, motions[0].directions, min(motions[0].reach, 0.34))
+    elif kind == "RC":
+        motions = [random_motion(rng, "jump"), *others(count - 1, ["jump", "rest"])]
+    else:
+        motions = others(count, ["rest"])
+        camera = Camera(str(rng.choice([c for c in CAMERAS if c != "still"])), float(rng.uniform(0.25, 0.4)))
+    scene_things = _things(rng, split, motions)
+    if motions[0].kind == "bounce" and count > 1:
+        scene_things = _with_obstacle(scene_things)
+    order = rng.permutation(count)  # the named thing is not always the one drawn first (lowest)
+    backgrounds = TEST_BACKGROUNDS if split == "test" else TRAIN_BACKGROUNDS
+    scene = Scene(tuple(scene_things[i] for i in order), camera, str(rng.choice(backgrounds)),
+                  int(rng.integers(2**31)), size[0], size[1], frames, fps)
+    target = int(np.flatnonzero(order == 0)[0])
+    return scene, motion_question(rng, kind, scene, target)
+
+
+def _with_obstacle(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+    """Put a resting second thing where the first one bounces: contact seen, not only implied."""
+    first, second = things[0], things[1]
+    dx, dy = DIRECTIONS[first.motion.directions[0]]
+    gap = first.motion.reach + 0.85 * (first.size + second.size)
+    at = (min(max(first.origin[0] + dx * gap, 0.0), 1.0), min(max(first.origin[1] + dy * gap, 0.0), 1.0))
+    blocked = Thing(second.colour, second.shape, at, second.size, second.texture, Motion())
+    return (first, blocked, *things[2:])

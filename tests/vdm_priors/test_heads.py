@@ -1,0 +1,231 @@
+"""Head metrics against plain loops over the paper's definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vdm_priors.errors import ModelError
+from vdm_priors.grid import TokenGrid
+from vdm_priors.heads import HeadMetrics, MotionMask, head_metrics, sample_rows, select_heads
+
+
+def make_grid(frames: int, rows: int, columns: int, valid=None) -> TokenGrid:
+    spans = [[float(f), f + 1.0] for f in range(frames)]
+    return TokenGrid.regular(spans, rows, columns, valid=valid)
+
+
+def place(index: int, grid: TokenGrid) -> tuple[int, int, int]:
+    per_frame = grid.rows * grid.columns
+    return index // per_frame, index % per_frame // grid.columns, index % grid.columns
+
+
+def in_mask(query: int, key: int, grid: TokenGrid, radius: int, own_frame: bool) -> bool:
+    valid = grid.valid.flatten()
+    (qf, qr, qc), (kf, kr, kc) = place(query, grid), place(key, grid)
+    near = abs(qr - kr) <= radius and abs(qc - kc) <= radius
+    return bool(valid[query] and valid[key] and near and (own_frame or qf != kf))
+
+
+def metrics_by_loops(attention, grid, rows, radius, own_frame):
+    """[(dfc, tcs, dsr)] of one head each, by the definitions."""
+    valid = grid.valid.flatten().tolist()
+    rows = [(r, query) for r, query in enumerate(rows) if valid[query]]
+    keys = [k for k in range(grid.num_tokens) if valid[k]]
+    results = []
+    for a in attention.tolist():
+        everything = [a[r][k] for r, _ in rows for k in keys]
+        tau = sum(everything) / len(everything)
+        inside = outside = above = diagonal = 0.0
+        for r, query in rows:
+            for k in keys:
+                if in_mask(query, k, grid, radius, own_frame):
+                    inside += a[r][k] ** 2
+                else:
+                    outside += a[r][k] ** 2
+                if in_mask(query, k, grid, 0, own_frame):
+                    diagonal += 1
+                    above += a[r][k] >= tau
+        lengths: dict[tuple[int, int], list[int]] = {}
+        for r, query in rows:
+            _, row, column = place(query, grid)
+            runs = lengths.setdefault((row, column), [])
+            length = 0
+            for frame in range(grid.frames):
+                k = (frame * grid.rows + row) * grid.columns + column
+                if valid[k] and a[r][k] > tau:
+                    length += 1
+                elif length:
+                    runs.append(length)
+                    length = 0
+            if length:
+                runs.append(length)
+        per_place = [sum(runs) / len(runs) if runs else 0.0 for runs in lengths.values()]
+        tcs = sum(per_place) / len(per_place)
+        results.append((inside / outside, tcs, above / diagonal if diagonal else 0.0))
+    return torch.tensor(results, dtype=torch.float64)
+
+
+def assert_metrics(metrics: HeadMetrics, expected: torch.Tensor) -> None:
+    found = torch.stack([metrics.dfc, metrics.tcs, metrics.dsr], dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(2, 3)).filter(
+    lambda shape: shape[1] * shape[2] > 4  # so that something lies outside a radius of 1
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), shapes, st.integers(0, 1), *[st.booleans()] * 3)
+def test_metrics_are_the_papers(seed, shape, radius, own_frame, sampled, holes):
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.ones(shape, dtype=torch.bool)
+    if holes:
+        valid = torch.rand(shape, generator=generator) > 0.2
+        valid[0, 0, 0] = valid[0, -1, -1] = True
+    grid = make_grid(*shape, valid)
+    count = grid.num_tokens
+    rows = torch.arange(count)
+    if sampled:
+        rows = torch.randperm(count, generator=generator)[: max(1, count // 2)].sort().values
+        rows[0] = 0  # valid
+    logits = 3 * torch.randn(2, len(rows), count, generator=generator, dtype=torch.float64)
+    attention = logits.softmax(-1)
+    metrics = head_metrics(
+        attention, grid, MotionMask(radius, own_frame), rows if sampled else None
+    )
+    assert_metrics(metrics, metrics_by_loops(attention, grid, rows.tolist(), radius, own_frame))
+
+
+def test_runs_are_counted_row_by_row():
+    grid = make_grid(5, 1, 2)
+    attention = torch.zeros(1, 10, 10)
+    for frame, pattern in enumerate(("11011", "00000", "11111", "10101", "01110")):
+        attention[0, 2 * frame, 0::2] = torch.tensor([float(c) for c in pattern])
+    # place 0: runs 2, 2 | none | 5 | 1, 1, 1 | 3 -> 15/7; place 1: no run -> 0
+    assert head_metrics(attention, grid).tcs.item() == pytest.approx(15 / 7 / 2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31))
+def test_permuted_heads_give_permuted_scores(seed):
+    generator = torch.Generator().manual_seed(seed)
+    grid = make_grid(3, 2, 3)
+    attention = torch.randn(6, 18, 18, generator=generator).mul(2).softmax(-1)
+    order = torch.randperm(6, generator=generator)
+    metrics, permuted = head_metrics(attention, grid), head_metrics(attention[order], grid)
+    assert torch.equal(permuted.dfc, metrics.dfc[order])
+    assert torch.equal(permuted.tcs, metrics.tcs[order])
+    assert torch.equal(permuted.dsr, metrics.dsr[order])
+    torch.testing.assert_close(permuted.score(), metrics.score()[order])
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2])
+@pytest.mark.parametrize("own_frame", [True, False])
+def test_the_mask_is_its_definition_and_never_wraps(radius, own_frame):
+    valid = torch.ones(3, 3, 4, dtype=torch.bool)
+    valid[1, 2, 3] = valid[2, 0, 0] = False
+    grid = make_grid(3, 3, 4, valid)
+    queries = torch.tensor([0, 3, 4, 12, 23, 24, 35])
+    mask = MotionMask(radius, own_frame)(queries, grid)
+    assert mask.shape == (7, 36) and mask.dtype == torch.bool
+    for row, query in zip(mask, queries.tolist(), strict=True):
+        assert row.tolist() == [in_mask(query, k, grid, radius, own_frame) for k in range(36)]
+    assert not MotionMask(1)(torch.tensor([3]), grid)[0, 4]  # end of a row, start of the next
+
+
+def test_invalid_cells_change_nothing():
+    valid = torch.ones(2, 3, 3, dtype=torch.bool)
+    valid[1, 0] = False
+    grid = make_grid(2, 3, 3, valid)
+    attention = torch.rand(3, 18, 18)
+    expected = head_metrics(attention, grid)
+    holes = ~valid.flatten()
+    attention[:, holes] = torch.nan
+    attention[:, :, holes] = torch.nan
+    found = head_metrics(attention, grid)
+    assert torch.equal(found.dfc, expected.dfc)
+    assert torch.equal(found.tcs, expected.tcs)
+    assert torch.equal(found.dsr, expected.dsr)
+
+
+def test_a_head_that_follows_places_is_selected():
+    grid = make_grid(4, 3, 3)
+    same_place = MotionMask(0)(torch.arange(36), grid).float() / 4
+    same_frame = torch.block_diag(*[torch.full((9, 9), 1 / 9)] * 4)
+    uniform = torch.full((36, 36), 1 / 36)
+    metrics = head_metrics(torch.stack([uniform, same_place, same_frame]), grid)
+    assert metrics.score().argmax() == 1
+    assert metrics.score().isfinite().all()  # nothing of `same_place` lies outside M
+    assert metrics.tcs[1] == 4 and metrics.dsr[1] == 1
+    assert select_heads(metrics, 0.3).tolist() == [False, True, False]
+
+
+def test_equal_heads_score_zero_and_the_first_are_kept():
+    grid = make_grid(3, 1, 1)  # everything lies in M: no contrast to standardise
+    attention = torch.rand(1, 3, 3).softmax(-1).expand(5, -1, -1)
+    metrics = head_metrics(attention, grid)
+    assert (metrics.score() == 0).all()
+    assert select_heads(metrics).tolist() == [True, True, True, False, False]
+
+
+def test_the_score_standardises_each_metric():
+    dfc, tcs, dsr = torch.rand(3, 7, dtype=torch.float64)
+    by_hand = sum((m - m.mean()) / ((m - m.mean()) ** 2).mean().sqrt() for m in (dfc, tcs, dsr))
+    torch.testing.assert_close(HeadMetrics(dfc, tcs, dsr).score(), by_hand)
+    scaled = HeadMetrics(dfc * 1e-9, tcs * 1e6 + 3, dsr)
+    torch.testing.assert_close(scaled.score(), by_hand)
+
+
+def test_low_precision_attention_is_scored_in_float32():
+    grid = make_grid(3, 2, 3)
+    attention = torch.rand(4, 18, 18).softmax(-1).half()
+    found, expected = head_metrics(attention, grid), head_metrics(attention.float(), grid)
+    assert torch.equal(found.score(), expected.score())
+
+
+def test_head_metrics_say_what_does_not_fit():
+    grid = make_grid(2, 2, 2)
+    with pytest.raises(ValueError, match=r"\[H, R, S\].*R = 8.*\[2, 4, 8\]"):
+        head_metrics(torch.rand(2, 4, 8), grid)
+    broken = torch.rand(3, 8, 8)
+    broken[1, 2, 3] = torch.nan
+    with pytest.raises(ModelError, match="head 1 holds NaN"):
+        head_metrics(broken, grid)
+    with pytest.raises(ValueError, match="radius"):
+        MotionMask(-1)
+    empty = make_grid(2, 2, 2, torch.zeros(2, 2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="no query row"):
+        head_metrics(torch.rand(2, 8, 8), empty)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 80))
+def test_sampled_rows_are_spread_over_frames(seed, frames, count):
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.rand(frames, 3, 4, generator=generator) > 0.3
+    valid[0, 0, 0] = True
+    grid = make_grid(frames, 3, 4, valid)
+    rows = sample_rows(grid, count, seed)
+    assert len(rows) == min(count, int(valid.sum()))
+    assert rows.tolist() == sorted(set(rows.tolist()))
+    assert valid.flatten()[rows].all()
+    per_frame = torch.bincount(rows // 12, minlength=frames)
+    room = per_frame < valid.flatten(1).sum(1)
+    if room.any():  # frames that could give more give at most one less than any other
+        assert per_frame[room].min() >= per_frame.max() - 1
+    assert torch.equal(rows, sample_rows(grid, count, seed))
+
+
+def test_sampled_rows_follow_the_seed_and_reach_every_cell():
+    grid = make_grid(4, 3, 4)
+    drawn = [sample_rows(grid, 8, seed) for seed in range(60)]
+    assert any(not torch.equal(drawn[0], other) for other in drawn)
+    assert len(torch.cat(drawn).unique()) == 48
+    assert torch.equal(sample_rows(grid, "all", 0), torch.arange(48))
+    for wrong in (0, -1, "some", True):
+        with pytest.raises(ValueError, match="sample_rows"):
+            sample_rows(grid, wrong, 0)

@@ -1,0 +1,182 @@
+"""PriorStore: whole files or none, whoever writes and whatever breaks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import pytest
+import torch
+
+from vdm_priors.errors import StoreError
+from vdm_priors.grid import TokenGrid
+from vdm_priors.prior import MotionPrior
+from vdm_priors.store import PriorStore, content_key, file_digest
+from vdm_priors.words import split_words
+
+KEY = content_key(video="a", steps=5)
+
+
+def make_prior(value: float = 1.0) -> MotionPrior:
+    grid = TokenGrid.regular([[0.0, 1.0]], 4, 4)
+    return MotionPrior(
+        "moves", split_words("moves"), torch.full((1, 1, 4, 4), value), grid, torch.ones(1)
+    )
+
+
+@pytest.fixture
+def store(tmp_path) -> PriorStore:
+    return PriorStore(tmp_path / "priors")
+
+
+def files(store: PriorStore) -> list[str]:
+    return sorted(path.name for path in store.folder.rglob("*") if path.is_file())
+
+
+def test_what_is_put_is_got(store):
+    other = content_key(video="b", steps=5)
+    assert KEY not in store and store.keys() == [] and store.missing([KEY]) == [KEY]
+    store.put(KEY, make_prior(0.5))
+    assert KEY in store and store.keys() == [KEY] and store.verify(KEY)
+    assert store.path(KEY).parent.name == KEY[:2]
+    assert (store.get(KEY).maps == 0.5).all()
+    assert store.missing([other, KEY, other]) == [other]
+    store.put(KEY, make_prior(2.0))
+    assert (store.get(KEY).maps == 2.0).all()
+    store.discard(KEY)
+    store.discard(KEY)
+    assert KEY not in store and not store.verify(KEY)
+
+
+def test_a_missing_prior_is_named(store):
+    with pytest.raises(StoreError, match=f"{KEY}.*cannot be read"):
+        store.get(KEY)
+
+
+@pytest.mark.parametrize("key", ["../../etc/passwd", "", "a.b", "a/b", "/abc"])
+def test_a_key_never_leaves_the_folder(store, key):
+    with pytest.raises(StoreError, match="cannot be a key"):
+        store.put(key, make_prior())
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_full_disk_leaves_nothing_behind(store, monkeypatch, function):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, full)
+        with pytest.raises(StoreError, match=f"{KEY}.*No space left on device.*free"):
+            store.put(KEY, make_prior())
+    assert files(store) == [] and KEY not in store
+    store.put(KEY, make_prior())
+    assert store.verify(KEY)
+
+
+def test_a_failed_write_keeps_the_older_prior(store, monkeypatch):
+    store.put(KEY, make_prior(0.5))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError):
+        store.put(KEY, make_prior(2.0))
+    assert (store.get(KEY).maps == 0.5).all()
+    assert len(files(store)) == 1
+
+
+def test_an_interrupted_write_leaves_nothing_behind(store, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.put(KEY, make_prior())
+    assert files(store) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match="cannot be written"):
+        PriorStore(tmp_path / "file").put(KEY, make_prior())
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_truncated_file_is_noticed(store, length):
+    store.put(KEY, make_prior())
+    path = store.path(KEY)
+    path.write_bytes(path.read_bytes()[:length])
+    assert KEY in store and not store.verify(KEY)
+    with pytest.raises(StoreError, match=f"{KEY}.*damaged.*extract the prior again"):
+        store.get(KEY)
+
+
+def test_a_flipped_byte_is_noticed_wherever_it_is(store):
+    store.put(KEY, make_prior())
+    path = store.path(KEY)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x55
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(StoreError, match=KEY):
+            store.get(KEY)
+
+
+def test_writers_of_one_key_never_mix(store):
+    problems: list[Exception] = []
+
+    def write(value: float) -> None:
+        try:
+            for _ in range(5):
+                store.put(KEY, make_prior(value))
+                maps = store.get(KEY).maps
+                assert maps.unique().numel() == 1
+        except Exception as error:  # handed to the main thread
+            problems.append(error)
+
+    threads = [threading.Thread(target=write, args=(float(v),)) for v in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert files(store) == [f"{KEY}.safetensors"]
+    assert store.keys() == [KEY]
+
+
+def test_keys_follow_content_alone():
+    assert content_key(b=1, a=[1, 2]) == content_key(a=(1, 2), b=1)
+    assert len(KEY) == 32 and set(KEY) <= set("0123456789abcdef")
+    assert len({content_key(text=t) for t in ("a", "b", "é", "e\u0301")}) == 4
+    with pytest.raises(TypeError, match="content_key"):
+        content_key(model=object())
+    with pytest.raises(ValueError, match="content_key"):
+        content_key(guidance=float("nan"))
+
+
+def test_file_digest_follows_the_content(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"same")
+    two.write_bytes(b"same")
+    assert file_digest(one) == file_digest(two)
+    one.write_bytes(b"other")
+    assert file_digest(one) != file_digest(two)
+    with pytest.raises(StoreError, match="nothing.*cannot be read"):
+        file_digest(tmp_path / "nothing")
+
+
+def test_file_digest_reads_an_unchanged_file_once(tmp_path, monkeypatch):
+    import vdm_priors.store as store_module
+
+    path = tmp_path / "clip"
+    path.write_bytes(b"content")
+    first = file_digest(path)
+
+    def unexpected(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(store_module.hashlib, "file_digest", unexpected)
+    assert file_digest(str(path)) == first

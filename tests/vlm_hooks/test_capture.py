@@ -1,0 +1,314 @@
+"""Captured rows against the dense softmax of the same real classes.
+
+B samples, H query heads, R rows, C columns, S sequence positions.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tests.vlm_hooks.tiny_student import make_clip, save_tiny_student, tiny_student
+from vlm_hooks.capture import CaptureError, CaptureRequest, attention_rows, capture
+from vlm_hooks.families import load_student
+
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def student():
+    return tiny_student()
+
+
+def encode(student, padding_side="right"):
+    """Two samples of different lengths: the shorter is padded."""
+    clips = [make_clip(4), make_clip(5, 48, 32, seed=1)]
+    prompts = [student.prompt("Where does it go?").text, student.prompt("It?").text]
+    encoding = student.encode(clips, prompts, ["left", "up"], padding_side=padding_side)
+    _, columns = student.grids(encoding.inputs, clips)
+    return encoding.inputs, columns
+
+
+def request_for(inputs, columns, **settings):
+    """A few rows of each sample, the last real token among them."""
+    rows = []
+    for mask, positions in zip(inputs["attention_mask"], columns, strict=True):
+        real = mask.nonzero()[:, 0]
+        rows.append([int(positions[-1]) + 2, int(real[-1]), int(positions[2])][: len(rows) + 2])
+    return CaptureRequest.from_positions(rows, columns, **settings), rows
+
+
+def run(student, inputs, request):
+    with capture(student.model):
+        return student.model(**inputs, motion_capture=request)
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_rows_equal_dense_softmax(tmp_path, padding_side, key_heads):
+    folder = save_tiny_student(tmp_path, num_key_value_heads=key_heads)
+    student, eager = load_student(folder), load_student(folder, attn="eager")
+    inputs, columns = encode(student, padding_side)
+    request, rows = request_for(inputs, columns)
+    with torch.no_grad():
+        run(student, inputs, request)
+        dense = eager.model(**inputs, output_attentions=True).attentions
+    dense = torch.stack(dense).mean(dim=(0, 2))  # [B, S, S]
+    rows_brc = request.mean()
+    assert rows_brc.dtype == torch.float32 and request.captured_layers == [0, 1, 2]
+    for b, (wanted, cols) in enumerate(zip(rows, columns, strict=True)):
+        got = rows_brc[b, : len(wanted), : len(cols)]
+        assert (got - dense[b][wanted][:, cols]).abs().max() <= 1e-6
+        assert got.sum() > 0.01
+        assert rows_brc[b, len(wanted) :].abs().sum() == 0
+        assert rows_brc[b, :, len(cols) :].abs().sum() == 0
+
+
+@pytest.mark.parametrize("layers", [[1], [0, 2]])
+def test_chosen_layers_are_averaged(student, layers):
+    inputs, columns = encode(student)
+    every, _ = request_for(inputs, columns)
+    some, _ = request_for(inputs, columns, layers=layers)
+    with torch.no_grad():
+        run(student, inputs, every)
+        run(student, inputs, some)
+    assert some.captured_layers == layers
+    torch.testing.assert_close(some.mean(), sum(every.layer(i) for i in layers) / len(layers))
+    with pytest.raises(CaptureError, match="was not captured"):
+        some.layer(5)
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_probabilities_times_values_are_the_modules_output(student, padding_side):
+    inputs, _ = encode(student, padding_side)
+    batch, length = inputs["input_ids"].shape
+    everything = [torch.arange(length)] * batch
+    request = CaptureRequest.from_positions(everything, everything, keep_layers=True)
+    seen = {}
+
+    def keep_output(index, module, args):
+        seen[index] = args[0]  # what o_proj gets: the attention's output [B, S, H·D]
+
+    def keep_values(index, module, args, output):
+        seen[index, "v"] = output
+
+    handles = []
+    for index, layer in enumerate(student.model.model.language_model.layers):
+        attention = layer.self_attn
+        handles += [
+            attention.o_proj.register_forward_pre_hook(functools.partial(keep_output, index)),
+            attention.v_proj.register_forward_hook(functools.partial(keep_values, index)),
+        ]
+    with torch.no_grad():
+        run(student, inputs, request)
+    for handle in handles:
+        handle.remove()
+    real = inputs["attention_mask"].bool()
+    for index in range(LAYERS):
+        heads_bhrc = request.layer_rows[index]
+        values = seen[index, "v"].unflatten(-1, (2, -1)).transpose(1, 2)
+        values = values.repeat_interleave(2, dim=1)
+        output = (heads_bhrc @ values).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(output[real], seen[index][real], atol=1e-5, rtol=1e-5)
+        sums = heads_bhrc.sum(-1).transpose(1, 2)[real]
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@pytest.mark.parametrize("kind", ["none", "bool", "float", "half"])
+def test_every_kind_of_mask(kind):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    module = nn.Module()
+    module.scaling, module.is_causal = 0.5, True
+    allowed = torch.ones(6, 6).tril().bool().expand(2, 1, 6, 6).clone()
+    if kind != "none":
+        allowed[1, :, :, 0] = False  # padding on the left: row 0 of sample 1 sees nothing
+    mask = {"none": None, "bool": allowed}.get(kind)
+    if kind in ("float", "half"):
+        dtype = torch.float32 if kind == "float" else torch.float16
+        mask = torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    request = CaptureRequest.from_positions([[0, 3, 5]] * 2, [[0, 1, 4]] * 2)
+    got = attention_rows(request, module, query, key, mask)
+    scores = query @ key.repeat_interleave(2, dim=1).transpose(2, 3) * 0.5
+    dense = scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
+    torch.testing.assert_close(got, dense[:, :, [0, 3, 5]][..., [0, 1, 4]])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_output_is_bit_identical_and_gradients_too(student, training):
+    inputs, columns = encode(student)
+    student.model.train(training)
+    request, _ = request_for(inputs, columns)
+    plain = student.model(**inputs)
+    captured = run(student, inputs, request)
+    assert torch.equal(plain.logits, captured.logits) and torch.equal(plain.loss, captured.loss)
+    weight = student.model.model.language_model.layers[0].self_attn.q_proj.weight
+    gradients = [torch.autograd.grad(out.loss, weight)[0] for out in (plain, captured)]
+    assert torch.equal(*gradients)
+    student.model.eval()
+
+
+def test_gradient_reaches_every_captured_layer_and_the_vision_tower():
+    student = tiny_student()
+    inputs, columns = encode(student)
+    request, _ = request_for(inputs, columns)
+    run(student, inputs, request)
+    request.mean().square().sum().backward()
+    for layer in student.model.model.language_model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            assert projection.weight.grad.abs().max() > 0
+    assert student.model.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_non_reentrant_checkpointing_gives_equal_gradients(backward_inside):
+    gradients = []
+    for checkpointing in (False, True):
+        student = tiny_student()
+        student.model.train()
+        if checkpointing:
+            student.model.activation_checkpointing_enable({"use_reentrant": False})
+        inputs, columns = encode(student)
+        request, _ = request_for(inputs, columns)
+        output = run(student, inputs, request)
+        loss = output.loss + request.mean().square().sum()
+        with capture(student.model) if backward_inside else nullcontext():
+            loss.backward()
+        assert request.captured_layers == [0, 1, 2]
+        gradients.append([p.grad for p in student.model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_reentrant_checkpointing_is_refused():
+    student = tiny_student()
+    student.model.train()
+    student.model.activation_checkpointing_enable({"use_reentrant": True})
+    inputs, columns = encode(student)
+    request, _ = request_for(inputs, columns)
+    with pytest.raises(CaptureError, match="use_reentrant=False"):
+        run(student, inputs, request)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_before_on_exit(student, fails):
+    model = student.model
+    before = model.config.to_json_string()
+    try:
+        with capture(model):
+            assert model.config.vision_config._attn_implementation == "sdpa"
+            assert model.config._attn_implementation == "sdpa"
+            assert "motion_capture" not in model.config.to_json_string()
+            if fails:
+                raise KeyError("stop")
+    except KeyError:
+        pass
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        assert config._attn_implementation == "sdpa"
+    assert model.config.to_json_string() == before
+    assert not model._forward_pre_hooks
+
+
+def test_wrapped_models_are_unwrapped(student):
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **inputs):
+            return self.module(**inputs)
+
+    inputs, columns = encode(student)
+    request, _ = request_for(inputs, columns)
+    wrapped = Wrapper(student.model)
+    with torch.no_grad(), capture(wrapped):
+        wrapped(**inputs, motion_capture=request)
+    assert request.captured_layers == [0, 1, 2]
+    with pytest.raises(CaptureError, match="not a transformers model"), capture(nn.Linear(1, 1)):
+        pass
+
+
+def test_nothing_captured_says_why(student):
+    inputs, columns = encode(student)
+    outside, _ = request_for(inputs, columns)
+    with torch.no_grad():
+        student.model(**inputs, motion_capture=outside)
+    with pytest.raises(CaptureError, match="not called inside"):
+        outside.mean()
+    single = CaptureRequest.from_positions([[0]], [[0]])
+    ids = inputs["input_ids"][:1, :1]
+    with torch.no_grad(), capture(student.model):
+        student.model(input_ids=ids, motion_capture=single)
+    with pytest.raises(CaptureError, match="single query"):
+        single.mean()
+
+
+def test_wrong_requests_are_refused(student):
+    inputs, columns = encode(student)
+    cases = [
+        (CaptureRequest.from_positions([[0], [0]], columns, layers=[3]), "layers are 0 to 2"),
+        (CaptureRequest.from_positions([[0], [0]], columns, layers=[]), "names no layer"),
+        (CaptureRequest.from_positions([[0]], columns[:1]), "1 samples, but the model got 2"),
+        (CaptureRequest.from_positions([[0], [999]], columns), "position 999"),
+        ({"rows": [0]}, "must be a CaptureRequest, not dict"),
+    ]
+    for request, message in cases:
+        with torch.no_grad(), pytest.raises(CaptureError, match=message):
+            run(student, inputs, request)
+    request, _ = request_for(inputs, columns)
+    with torch.no_grad():
+        run(student, inputs, request)
+        with pytest.raises(CaptureError, match="already served"):
+            run(student, inputs, request)
+    with pytest.raises(ValueError, match="bool row_mask"):
+        CaptureRequest(torch.zeros(1, 2).long(), torch.ones(1, 2), *[torch.zeros(1, 1).long()] * 2)
+    with capture(student.model):
+        with pytest.raises(CaptureError, match="already being captured"), capture(student.model):
+            pass
+        assert student.model.config.text_config._attn_implementation == "motion_capture"
+    with pytest.raises(CaptureError, match="'eager'"), capture(tiny_student(attn="eager").model):
+        pass
+
+
+def test_a_cache_does_not_confuse_rows():
+    student = tiny_student()  # the model keeps the last batch's M-RoPE deltas
+    inputs, _ = encode(student)
+    ids = inputs["input_ids"][:1, :12]
+    with torch.no_grad():
+        past = student.model(input_ids=ids[:, :6], use_cache=True).past_key_values
+        request = CaptureRequest.from_positions([[1]], [[0]])
+        with capture(student.model), pytest.raises(CaptureError, match="without past_key_values"):
+            student.model(input_ids=ids[:, 6:], past_key_values=past, motion_capture=request)
+
+
+def test_packed_samples_do_not_see_each_other(student):
+    ids = torch.arange(10)[None]
+    positions = torch.cat([torch.arange(5), torch.arange(5)])[None]
+    request = CaptureRequest.from_positions([[7]], [list(range(10))])
+    packed = torch.stack([positions] * 4)  # text positions first: transformers' packed form
+    with torch.no_grad(), capture(student.model):
+        student.model(
+            input_ids=ids, position_ids=packed, use_cache=False, motion_capture=request
+        )
+    row = request.mean()[0, 0]
+    assert row[:5].sum() == 0 and row[8:].sum() == 0
+    torch.testing.assert_close(row[5:8].sum(), torch.tensor(1.0))
+
+
+def test_reentrant_checkpointing_is_recognised_by_its_missing_gradient_mode():
+    """The refusal above rests on reentrant checkpointing's first pass running without grad."""
+    modes = []
+
+    def note(x):
+        modes.append(torch.is_grad_enabled())
+        return x * 2
+
+    for reentrant in (True, False):
+        checkpoint(note, torch.ones(1, requires_grad=True), use_reentrant=reentrant)
+    assert modes == [False, True]

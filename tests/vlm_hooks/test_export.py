@@ -1,0 +1,91 @@
+"""The exported folder is stock: loadable without us, with the trained model's logits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.vlm_hooks.tiny_student import make_clip, tiny_student
+from vdm_priors.errors import ModelError
+from vlm_hooks.capture import CaptureRequest, capture
+from vlm_hooks.export import export, verify_export
+
+STOCK = """
+import sys
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+folder, frames = sys.argv[1], torch.load(sys.argv[2], weights_only=True)
+model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+processor = AutoProcessor.from_pretrained(folder)
+inputs = processor(text=[sys.argv[3]], videos=[frames], return_tensors="pt")
+assert not any(name.startswith(("vlm_hooks", "enhancer")) for name in sys.modules)
+torch.save(model(**inputs).logits.detach(), sys.argv[4])
+"""
+
+
+def train_a_little(student):
+    """Two aligned steps, as training does them."""
+    optimizer = torch.optim.SGD(student.model.parameters(), lr=0.05)
+    student.model.train()
+    clips = [make_clip()]
+    encoding = student.encode(clips, [student.prompt("Where?").text], ["up"])
+    _, columns = student.grids(encoding.inputs, clips)
+    for _ in range(2):
+        request = CaptureRequest.from_positions([[int(columns[0][-1]) + 2]], columns)
+        with capture(student.model):
+            output = student.model(**encoding.inputs, motion_capture=request)
+            (output.loss + request.mean().square().sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    student.model.eval()
+    with torch.no_grad():
+        return encoding.inputs, student.model(**encoding.inputs).logits
+
+
+def test_exported_logits_are_the_trained_models(tmp_path):
+    student = tiny_student()
+    inputs, logits = train_a_little(student)
+    with torch.no_grad():
+        assert not torch.equal(logits, tiny_student().model(**inputs).logits)
+    folder = export(student, tmp_path / "model")
+    assert verify_export(folder, inputs, logits) == 0.0
+    with pytest.raises(ModelError, match="not usable"):
+        verify_export(folder, inputs, logits + 1)
+    for path in folder.glob("*.json"):
+        assert "motion_capture" not in path.read_text(encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
+    assert "auto_map" not in config
+
+
+def test_stock_transformers_loads_and_runs_the_folder(tmp_path):
+    student = tiny_student()
+    folder = export(student, tmp_path / "model")
+    clip, prompt = make_clip(), student.prompt("Where?").text
+    torch.save(torch.from_numpy(clip.frames), tmp_path / "frames.pt")
+    arguments = [folder, tmp_path / "frames.pt", prompt, tmp_path / "logits.pt"]
+    subprocess.run([sys.executable, "-c", STOCK, *map(str, arguments)], check=True, timeout=60)
+    inputs = student.encode([clip], [prompt]).inputs
+    with torch.no_grad():
+        ours = student.model(**inputs).logits
+    stock = torch.load(tmp_path / "logits.pt", weights_only=True)
+    # without the clip's times, stock assumes 24 frames a second: only M-RoPE's time differs
+    assert stock.shape == ours.shape
+
+
+def test_export_inside_capture_stays_plain(tmp_path):
+    student = tiny_student()
+    with capture(student.model):
+        folder = export(student, tmp_path)
+    assert not any("motion_capture" in path.read_text() for path in folder.glob("*.json"))
+
+
+def test_unwritable_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ModelError, match="file.*Free some space or choose"):
+        export(tiny_student(), tmp_path / "file")

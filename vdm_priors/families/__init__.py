@@ -1,0 +1,115 @@
+"""Teachers: one file per family of video diffusion models, found by its name.
+
+A family file has `accepts(model_index) -> bool`, asked with the content of a diffusers folder's
+model_index.json, and `load(path_or_hub, dtype, device) -> Teacher`. Nothing outside it knows
+the family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vdm_priors.errors import ModelError
+from vdm_priors.grid import TokenGrid
+
+INDEX_FILE = "model_index.json"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class Teacher(Protocol):
+    """What extraction asks of a family. Legend: B clips, N frames, F latent frames, L text tokens.
+
+    `transformer` has diffusers' attn_processors interface; `max_text_tokens` is L;
+    `alphas_cumprod` [T] and `final_alpha_cumprod` are the forward scheduler's own.
+    """
+
+    folder: Path
+    transformer: Any
+    max_text_tokens: int
+    alphas_cumprod: Tensor
+    final_alpha_cumprod: float
+
+    def fingerprint(self) -> str: ...
+    def timesteps(self, steps: int) -> list[int]: ...
+    def check_frames(self, frames: int) -> None: ...
+    def frame_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]: ...
+    def prepare_frames(self, frames: Any, size: tuple[int, int] | None = None) -> Tensor: ...
+    def encode_video(self, pixels: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, list[list[tuple[int, int]]]]: ...
+    def predict(self, latents: Tensor, timestep: int, embeds: Tensor) -> Tensor: ...
+    def token_grid(
+        self,
+        frame_times: Sequence[float],
+        duration: float | None,
+        box: Sequence[float],
+        size: tuple[int, int] | None = None,
+    ) -> TokenGrid: ...
+    def attention_processor(
+        self, layer: str, previous: Any, recorder: Any = None, streams: Any = None
+    ) -> Any: ...
+
+
+def load_teacher(
+    path_or_hub: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Teacher:
+    """Load a diffusers folder, or a hub name like "THUDM/CogVideoX-2b", by its family.
+
+    Reads safetensors and JSON only; never runs code of the folder. Raises ModelError for a
+    missing or incomplete folder and for an unknown family, listing the known ones.
+    """
+    index = _model_index(path_or_hub)
+    known = []
+    for family in _families():
+        if family.accepts(index):
+            return family.load(path_or_hub, dtype=dtype, device=device)
+        known.append(family.__name__.rpartition(".")[2])
+    raise ModelError(
+        f"The teacher {path_or_hub} is a {index.get('_class_name')!r}, which no family file knows. "
+        f"Known families: {', '.join(known)}. Choose a model of one of them, or add a file to "
+        f"vdm_priors/families."
+    )
+
+
+def _families() -> Iterator[ModuleType]:
+    for module in pkgutil.iter_modules(__path__):
+        if not module.name.startswith("_"):  # a family's own helper
+            yield importlib.import_module(f"{__name__}.{module.name}")
+
+
+def _model_index(path_or_hub: str | Path) -> dict[str, Any]:
+    """Content of model_index.json of a local folder, else of a hub model."""
+    folder = Path(path_or_hub)
+    if folder.exists():
+        try:
+            index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"The teacher folder {folder} has no readable {INDEX_FILE} ({error}). Give a "
+                f"diffusers pipeline folder, as save_pretrained writes it."
+            ) from error
+        return index if isinstance(index, dict) else {}
+    if not HUB_NAME.fullmatch(str(path_or_hub)):
+        raise ModelError(
+            f"There is no teacher folder {path_or_hub}, and that is no hub name like owner/model. "
+            f"Check the path."
+        )
+    from diffusers import DiffusionPipeline
+
+    try:
+        return dict(DiffusionPipeline.load_config(str(path_or_hub)))
+    except Exception as error:  # the hub client raises many kinds; all mean: not to be had
+        raise ModelError(
+            f"The teacher {path_or_hub} is no local folder and could not be found on the hub "
+            f"({type(error).__name__}: {error}). Check the name, the network and your access."
+        ) from error

@@ -1,0 +1,286 @@
+"""The alignment of the student's attention with the motion prior.
+
+Per word: student row --regrid--> prior's grid --normalise--> aligner --> distance to the
+prior's map. (MotionEnhancer Eq. 15: L = L_AR + λ ‖Aligner(A_VLM) − A_VDM‖₂.)
+
+Legend: B samples, W words (of one or many samples), R captured rows, C captured columns,
+F×H×W cells of a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vdm_priors.errors import UserError
+from vdm_priors.grid import TokenGrid, regrid
+from vdm_priors.prior import MotionPrior
+from vlm_hooks.capture import CaptureRequest
+from vlm_hooks.words import WordMatch
+
+LOSSES = ("l2", "mse", "kl", "js", "cosine")
+NORMALIZATIONS = ("none", "row")
+ALIGNERS = ("pointwise", "row", "conv3d", "identity")
+TINY = 1e-12
+
+
+class Aligner(nn.Module):
+    """A trainable map of rows [W, F, H, W] to rows of the same shape, discarded after training.
+
+    `net` is a 3-layer network on values scaled by the number of cells (so that a uniform,
+    normalised row is 1 everywhere). It is added to its input, and its last layer starts at
+    zero: the aligner starts as the identity and the student's rows always keep a direct
+    gradient. (The paper says "a 3-layer MLP"; the residual form is our decision.)
+    """
+
+    def __init__(self, net: nn.Module, cells: tuple[int, int, int] | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.cells = cells
+        last = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv3d)][-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, rows_wfhw: Tensor) -> Tensor:
+        grid = tuple(rows_wfhw.shape[1:])
+        if self.cells is not None and grid != self.cells:
+            raise UserError(
+                f'The aligner "row" was built for a grid of {self.cells} cells, but a prior has '
+                f'{grid}: use aligner "pointwise" or "conv3d" for priors of several shapes.'
+            )
+        cells = rows_wfhw[0].numel() if len(rows_wfhw) else 1
+        return rows_wfhw + self.net(rows_wfhw * cells) / cells
+
+
+class _PerCell(nn.Sequential):
+    def forward(self, rows_wfhw: Tensor) -> Tensor:
+        return super().forward(rows_wfhw.unsqueeze(-1)).squeeze(-1)
+
+
+class _PerRow(nn.Sequential):
+    def forward(self, rows_wfhw: Tensor) -> Tensor:
+        return super().forward(rows_wfhw.flatten(1)).reshape(rows_wfhw.shape)
+
+
+class _Volume(nn.Sequential):
+    def forward(self, rows_wfhw: Tensor) -> Tensor:
+        return super().forward(rows_wfhw.unsqueeze(1)).squeeze(1)
+
+
+def build_aligner(
+    kind: str, grid_shape: tuple[int, int, int] | None = None, hidden: int = 32
+) -> nn.Module:
+    """An aligner of METHOD.md: pointwise (each cell), row (whole row), conv3d, identity.
+
+    grid_shape (F, H, W) of the priors: needed by "row" alone, whose size it fixes. `hidden`:
+    width of the layers (channels of conv3d). Raises UserError for an unknown kind.
+    """
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "pointwise":
+        layers = [nn.Linear(1, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
+        return Aligner(_PerCell(*_with_gelu(layers)))
+    if kind == "conv3d":
+        widths = [1, hidden, hidden, 1]
+        layers = [nn.Conv3d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:])]
+        return Aligner(_Volume(*_with_gelu(layers)))
+    if kind == "row":
+        if grid_shape is None:
+            raise UserError('The aligner "row" needs the priors\' grid shape (frames, rows, columns).')
+        cells = grid_shape[0] * grid_shape[1] * grid_shape[2]
+        layers = [nn.Linear(cells, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, cells)]
+        return Aligner(_PerRow(*_with_gelu(layers)), tuple(grid_shape))
+    raise UserError(f"Unknown aligner {kind!r}: choose one of {', '.join(ALIGNERS)}.")
+
+
+def _with_gelu(layers: list[nn.Module]) -> list[nn.Module]:
+    first, second, third = layers
+    return [first, nn.GELU(), second, nn.GELU(), third]
+
+
+def normalize_rows(rows_wfhw: Tensor, how: str = "row") -> Tensor:
+    """Rows [W, F, H, W] as they are ("none") or each divided by its mass ("row")."""
+    if how == "none":
+        return rows_wfhw
+    if how == "row":
+        mass = rows_wfhw.sum(dim=(1, 2, 3), keepdim=True)
+        return rows_wfhw / mass.clamp(min=TINY)
+    raise UserError(f"Unknown normalisation {how!r}: choose one of {', '.join(NORMALIZATIONS)}.")
+
+
+def row_losses(student_wfhw: Tensor, prior_wfhw: Tensor, kind: str = "l2") -> Tensor:
+    """Distance [W] of each word's row from its prior.
+
+    l2: ‖a − p‖₂ (Eq. 15); mse: its square (Eq. 20), summed over cells, not averaged; kl:
+    KL(p ‖ a) and js: Jensen-Shannon divergence in nats, both sides made distributions;
+    cosine: 1 − cos. Raises UserError for an unknown kind.
+    """
+    student, prior = student_wfhw.flatten(1), prior_wfhw.flatten(1)
+    if kind == "l2":
+        return torch.linalg.vector_norm(student - prior, dim=1)
+    if kind == "mse":
+        return (student - prior).square().sum(dim=1)
+    if kind == "kl":
+        return _divergence(_distribution(prior), _distribution(student))
+    if kind == "js":
+        student, prior = _distribution(student), _distribution(prior)
+        middle = (student + prior) / 2
+        return (_divergence(prior, middle) + _divergence(student, middle)) / 2
+    if kind == "cosine":
+        return 1 - nn.functional.cosine_similarity(student, prior, dim=1, eps=TINY)
+    raise UserError(f"Unknown alignment loss {kind!r}: choose one of {', '.join(LOSSES)}.")
+
+
+def _distribution(rows: Tensor) -> Tensor:
+    # an aligner's output may be negative; TINY keeps the logarithm finite
+    rows = rows.clamp(min=0) + TINY
+    return rows / rows.sum(dim=1, keepdim=True)
+
+
+def _divergence(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p.log() - q.log())).sum(dim=1)
+
+
+def alignment_loss(
+    student: Tensor,
+    prior: Tensor,
+    kind: str = "l2",
+    weight: Tensor | None = None,
+    normalize: str = "row",
+) -> Tensor:
+    """Mean over words of weight × distance, for rows [W, F, H, W] on one grid; a scalar.
+
+    weight [W] (confidence, default 1) scales a word's distance and is not divided out again:
+    words of low confidence align less. Raises UserError for kl or js without normalisation.
+    """
+    _check(kind, normalize)
+    if student.shape != prior.shape or student.ndim != 4:
+        raise ValueError(
+            f"alignment_loss: student {list(student.shape)} and prior {list(prior.shape)} must "
+            "be rows [W, F, H, W] of one grid."
+        )
+    if len(student) == 0:
+        return student.sum()
+    losses = row_losses(normalize_rows(student, normalize), normalize_rows(prior, normalize), kind)
+    return losses.mean() if weight is None else (losses * weight).mean()
+
+
+def _check(kind: str, normalize: str) -> None:
+    if kind in ("kl", "js") and normalize != "row":
+        raise UserError(f'The alignment loss "{kind}" compares distributions: set normalize "row".')
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """Alignment of one batch: `loss` (scalar, differentiable) and what it stands on.
+
+    words_matched of words_total prior words took part; video_mass: the share of the matched
+    tokens' attention that falls on the captured columns, before any normalisation (mean).
+    """
+
+    loss: Tensor
+    words_matched: int
+    words_total: int
+    video_mass: Tensor
+
+
+def align_batch(
+    captured: CaptureRequest,
+    matches: Sequence[WordMatch | None],
+    student_grids: Sequence[TokenGrid],
+    priors: Sequence[MotionPrior | None],
+    aligner: nn.Module | None = None,
+    kind: str = "l2",
+    normalize: str = "row",
+    regrid_mode: str = "overlap",
+) -> AlignmentResult:
+    """Alignment loss of a batch of B samples from captured rows.
+
+    captured: the request whose rows of sample b were `matches[b].rows` and whose columns were
+    its visual tokens, in the order of `student_grids[b]`; a None match or prior leaves the
+    sample out. A word's row is the mean of its tokens' rows. The loss is the mean over words
+    of weight × distance within a sample, then the mean over all B samples (one without words
+    counts 0), so that it does not depend on how a batch is divided for accumulation. A word
+    whose prior has no mass says nothing and counts as unmatched.
+    """
+    _check(kind, normalize)
+    attention_brc = captured.mean()
+    device = attention_brc.device
+    words, tokens, token_word = _matched_words(matches, priors, attention_brc.shape[1])
+    words_total = sum(len(prior.words) for prior in priors if prior is not None)
+    if not words:
+        nothing = attention_brc.sum() * 0.0
+        return AlignmentResult(nothing, 0, words_total, nothing.detach())
+
+    # mean of each word's token rows: [number of words, C]
+    token_rows = attention_brc.flatten(0, 1)[torch.tensor(tokens, device=device)]
+    owner = torch.tensor(token_word, device=device)
+    counts = torch.bincount(owner, minlength=len(words)).to(token_rows.dtype)
+    summed = token_rows.new_zeros(len(words), token_rows.shape[1])
+    rows_wc = summed.index_add(0, owner, token_rows) / counts[:, None]
+    video_mass = token_rows.detach().sum(dim=1).mean()
+
+    words_of_sample = torch.bincount(
+        torch.tensor([sample for sample, _ in words]), minlength=len(matches)
+    )
+    loss = attention_brc.new_zeros(())
+    for members in _groups(words, student_grids, priors):
+        first = words[members[0]][0]
+        student_grid, prior = student_grids[first], priors[first]
+        chosen = [(priors[words[m][0]], words[m][1]) for m in members]
+        prior_rows = torch.stack([p.maps[n] for p, n in chosen]).to(device)
+        weights = torch.stack([p.weight[n] for p, n in chosen])
+        share = weights / words_of_sample[[words[m][0] for m in members]] / len(matches)
+        rows = rows_wc[torch.tensor(members, device=device), : student_grid.num_tokens]
+        rows = regrid(rows.reshape(-1, *student_grid.shape), student_grid, prior.grid, regrid_mode)
+        rows = normalize_rows(rows, normalize)
+        if aligner is not None:
+            rows = aligner(rows)
+        valid = prior.grid.valid.to(device)
+        rows, prior_rows = rows * valid, normalize_rows(prior_rows * valid, normalize)
+        loss = loss + (row_losses(rows, prior_rows, kind) * share.to(device)).sum()
+    return AlignmentResult(loss, len(words), words_total, video_mass)
+
+
+def _matched_words(
+    matches: Sequence[WordMatch | None], priors: Sequence[MotionPrior | None], num_rows: int
+) -> tuple[list[tuple[int, int]], list[int], list[int]]:
+    """Words (sample, index in its prior), flat token rows b·R + r, and each token's word."""
+    words: list[tuple[int, int]] = []
+    tokens: list[int] = []
+    token_word: list[int] = []
+    for sample, (match, prior) in enumerate(zip(matches, priors, strict=True)):
+        if match is None or prior is None:
+            continue
+        masses = (prior.maps * prior.grid.valid).flatten(1).sum(dim=1).tolist()
+        row = sample * num_rows
+        for index, positions in match.pairs:
+            if masses[index] > 0:
+                tokens.extend(range(row, row + len(positions)))
+                token_word.extend([len(words)] * len(positions))
+                words.append((sample, index))
+            row += len(positions)
+    return words, tokens, token_word
+
+
+def _groups(
+    words: Sequence[tuple[int, int]],
+    student_grids: Sequence[TokenGrid],
+    priors: Sequence[MotionPrior | None],
+) -> list[list[int]]:
+    """Indices of the words whose samples have equal grids on both sides."""
+    groups: dict[tuple, list[int]] = {}
+    keys: dict[int, tuple] = {}
+    for index, (sample, _) in enumerate(words):
+        if sample not in keys:
+            keys[sample] = _key(student_grids[sample]) + _key(priors[sample].grid)
+        groups.setdefault(keys[sample], []).append(index)
+    return list(groups.values())
+
+
+def _key(grid: TokenGrid) -> tuple:
+    parts = (grid.spans, grid.row_edges, grid.column_edges, grid.valid)
+    return tuple(part.numpy().tobytes() for part in parts)
