@@ -109,12 +109,12 @@ def read_raw(path: Path, overrides: list[str] = ()) -> dict:
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is not a recipe: it must hold `key: value` lines, but holds a {type(raw).__name__}.")
     for override in overrides:
-        _apply_override(raw, override)
+        apply_override(raw, override)
     return raw
 
 
-def _apply_override(raw: dict, override: str) -> None:
-    """Sets one dotted key; a list's element is addressed by its number or by its `name`."""
+def apply_override(raw: dict, override: str) -> None:
+    """Sets one dotted key of plain values; a list's element is addressed by its number or its `name`."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
         raise RecipeError(f"The override '{override}' is not of the form key.subkey=value.")
@@ -241,7 +241,8 @@ def _is_tuple(hint: Any) -> bool:
 
 def _limit_faults(f: dataclasses.Field, value: Any) -> list[str]:
     limits, faults = f.metadata, []
-    for item in value if isinstance(value, (list, tuple)) else [value]:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+    for item in items:
         if item is None:
             continue
         if limits.get("choices") and item not in limits["choices"]:
@@ -270,7 +271,7 @@ def _label(item: Any, i: int) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+    text = "a mapping" if isinstance(value, dict) else repr(value)
     return text if len(text) < 60 else text[:57] + "..."
 
 
@@ -281,6 +282,8 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) in (list, tuple):
         inner = {int: "whole numbers", float: "numbers", str: "texts"}.get(get_args(hint)[0], "values")
         return f"a list of {inner}"
+    if get_origin(hint) is dict:
+        return "a mapping of names to values"
     return " or ".join(_type_name(a) for a in get_args(hint)) or str(hint)
 
 
@@ -349,5 +352,5 @@ def differences(old: dict, new: dict, path: str = "") -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(a, b, f"{path}{key}.")
         elif a != b:
-            lines.append(f"{path}{key}: {_shown(a) if not isinstance(a, list) else a} -> {_shown(b) if not isinstance(b, list) else b}")
+            lines.append(f"{path}{key}: {_shown(a)} -> {_shown(b)}")
     return lines

@@ -1,7 +1,7 @@
 """The keys of the main job's recipe (`job: enhance`), each with its effect and limits.
 
 The settings of the layers below are their own dataclasses: teacher.extraction is
-vdm_priors.extract.ExtractionSettings, training is enhancer.training.TrainSettings, world is
+vdm_priors.settings.ExtractionSettings, training is enhancer.training.TrainSettings, world is
 enhancer.world.WorldSettings.
 """
 
@@ -14,7 +14,7 @@ from enhancer.sources import source_names
 from enhancer.training import TrainSettings
 from enhancer.video.clip import Sampling
 from enhancer.world import WorldSettings
-from vdm_priors.extract import ExtractionSettings
+from vdm_priors.settings import ExtractionSettings
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 CONTROL = "none"  # the source of the λ = 0 arm: no prior, the answer loss alone
@@ -28,10 +28,15 @@ class SamplingSettings:
     fps: float | None = option(None, "frames per second to take; null spreads `frames` over the whole span", min=0.01, max=240)
     start: float = option(0.0, "where the span begins, in seconds", min=0)
     end: float | None = option(None, "where the span ends, in seconds; null is the end of the clip", min=0)
+    short: str = option("repeat", "a clip with too few frames: repeat shows the last one again, fail leaves the sample out",
+                        choices=("repeat", "fail"))
+
+    def __post_init__(self) -> None:
+        self.sampling()  # refuses an end before the start
 
     def sampling(self) -> Sampling:
         """The value that `read_clip` takes."""
-        return Sampling(frames=self.frames, fps=self.fps, start=self.start, end=self.end)
+        return Sampling(frames=self.frames, fps=self.fps, start=self.start, end=self.end, short=self.short)
 
 
 @dataclass
@@ -54,10 +59,10 @@ class TeacherSettings:
 
     model: str = option("world", "the teacher: `world` is the small one shipped, else a diffusers folder or hub name")
     text: str = option("question", "which text conditions the teacher",
-                       choices=("question", "answer", "question_answer", "caption"))
+                       choices=("question", "answer", "question_answer"))
     sampling: SamplingSettings = option(SamplingSettings(frames=17))
-    size: int | None = option(None, "resize clips so that the shorter side has this many pixels; null keeps their size; "
-                                    "memory grows with the square", min=16, max=2048)
+    size: list[int] | None = option(None, "height and width in pixels that clips are resized to; null is the teacher's own "
+                                          "size", min=8, max=4096)
     batch_size: int = option(8, "clips extracted together; more is faster and takes more memory", min=1, max=1024)
     store: str | None = option(None, "folder of the prior store, to share it between runs; null is <run folder>/priors")
     extraction: ExtractionSettings = option(ExtractionSettings())
@@ -129,12 +134,16 @@ class EnhanceRecipe:
             faults.append(f"seeds: needs one or more different numbers, not {self.seeds}")
         if self.world is None and self.data.root is None:
             faults.append("data.root: required unless `world` is given")
+        if self.teacher.size is not None and len(self.teacher.size) != 2:
+            faults.append(f"teacher.size: must be [height, width], not {self.teacher.size}")
         if self.name == "worlds":
             faults.append("name: 'worlds' is the folder of generated worlds; choose another name")
         for arm in self.arms:
             if arm.source == "oracle" or arm.base == "oracle" and arm.source in ("shuffled", "uniform"):
                 if self.world is None:
                     faults.append(f"arms.{arm.name}: the oracle prior needs ground truth, so `world` must be given")
+                elif self.teacher.text != "question":
+                    faults.append(f"teacher.text: ground truth is known for questions only, so the oracle of arms.{arm.name} needs `question`")
             if arm.source == CONTROL and arm.weight:
                 faults.append(f"arms.{arm.name}.weight: an arm without a prior cannot align; leave the weight out or name a source")
         return faults

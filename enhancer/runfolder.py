@@ -153,6 +153,15 @@ def changes(old: dict, new: dict) -> list[str]:
     return differences(old, new) + lines
 
 
+def finished_so_far(folder: Path) -> str:
+    """One sentence on what an interrupted run has done."""
+    record = read_json(Path(folder) / "run.json", {})
+    steps = ", ".join(record.get("steps", {})) or "nothing"
+    priors = len(list((Path(folder) / "priors").glob("*/*.safetensors")))
+    students = len(list(Path(folder).glob("arms/*/seed*/train.json")))
+    return f"Finished in {folder}: {steps}; {priors} priors and {students} trained students are on disk."
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 @contextmanager
@@ -222,8 +231,12 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """Cores, processor and memory in a few words."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    return f"{os.cpu_count()} cores, {platform.machine()}, {memory:.0f} GB, {platform.system()}"
+    return f"{os.cpu_count()} cores, {platform.machine()}, {machine_memory() / 2**30:.0f} GB, {platform.system()}"
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_memory_mb() -> float:

@@ -165,8 +165,8 @@ class CaptureRequest:
                 f"Capture needs the whole sequence in one forward, but {query.shape[2]} queries "
                 f"met {key.shape[2]} keys: call the model without past_key_values."
             )
-        # Hidden from non-reentrant checkpointing, which would count what is saved here and miss
-        # it in a recomputation after `capture` has ended: costs Hq·R·S + Hkv·S·D floats a layer.
+        # Hidden from non-reentrant checkpointing, which would count what is saved here and
+        # miss it in a recomputation after `capture` has ended; costs Hq·R·S + Hkv·S·D floats.
         with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
             heads_bhrc = attention_rows(self, module, query, key, mask)
             self._means[index] = heads_bhrc.mean(dim=1)
@@ -249,8 +249,8 @@ def capture(model: nn.Module) -> Iterator[None]:
     if before != "sdpa":
         raise CaptureError(
             f"Capture computes beside sdpa attention, but the decoder uses {before!r}"
-            + (": it is already being captured." if before == ATTENTION_NAME else ": load the "
-               'model with attn_implementation="sdpa".')
+            ": leave the capture that is open first, or load the model with "
+            'attn_implementation="sdpa".'
         )
 
     def check(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:

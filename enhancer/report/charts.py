@@ -1,4 +1,5 @@
-"""Small inline SVG charts. Text goes through Markup.format, which escapes it; colours are CSS classes.
+"""Small inline SVG charts. Text goes through Markup.format, which escapes it; colours are CSS
+classes.
 
 Every chart is drawn 400 units wide, so that its text stays legible at the width of a phone.
 """
@@ -37,7 +38,9 @@ class Curve:
     thin: bool = False
 
 
-def interval_chart(bars: Sequence[Bar], *, title: str, unit: str, reference: tuple[str, float] | None = None) -> Markup:
+def interval_chart(
+    bars: Sequence[Bar], *, title: str, unit: str, reference: tuple[str, float] | None = None
+) -> Markup:
     """Points with their intervals on one horizontal axis, and a dashed reference line."""
     row, left = 32, 104
     height = TOP + 14 + row * len(bars) + BOTTOM
@@ -68,7 +71,9 @@ def interval_chart(bars: Sequence[Bar], *, title: str, unit: str, reference: tup
     return _svg(parts, height, title)
 
 
-def curve_chart(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str, height: int = 250) -> Markup:
+def curve_chart(
+    curves: Sequence[Curve], *, title: str, x_name: str, y_name: str, height: int = 250
+) -> Markup:
     """Lines over a common x; the y axis fits the thick lines, thin ones may be cut at its edge."""
     thick = [curve for curve in curves if not curve.thin] or curves
     xs = [px for curve in curves for px, _ in curve.points]
@@ -99,7 +104,9 @@ def curve_chart(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str
     return _svg(parts, height, title)
 
 
-def head_chart(scores: Sequence[Sequence[float]], selected: Sequence[Sequence[bool]], *, title: str) -> Markup:
+def head_chart(
+    scores: Sequence[Sequence[float]], selected: Sequence[Sequence[bool]], *, title: str
+) -> Markup:
     """Summed score of every head, one mark per clip: filled where selected, hollow where not.
 
     scores, selected: [clip][head].
@@ -126,7 +133,9 @@ def head_chart(scores: Sequence[Sequence[float]], selected: Sequence[Sequence[bo
             if head < len(row):
                 offset = (clip + 0.5) / len(scores) - 0.5
                 name = "head on" if selected[clip][head] else "head off"
-                parts.append(_circle(name, middle + 0.6 * step * offset, y(row[head]), min(4.5, max(1.5, step / 6))))
+                parts.append(
+                    _circle(name, middle + 0.6 * step * offset, y(row[head]), min(4.5, max(1.5, step / 6)))
+                )
     parts.append(_text("axis", (LEFT + WIDTH - RIGHT) / 2, height - 3, "head", "middle"))
     return _svg(parts, height, title)
 
@@ -168,7 +177,9 @@ def _short(value: float) -> str:
 
 
 def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(name, x1, y1, x2, y2)
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
+        name, x1, y1, x2, y2
+    )
 
 
 def _circle(name: str, x: float, y: float, radius: float) -> Markup:
@@ -176,7 +187,9 @@ def _circle(name: str, x: float, y: float, radius: float) -> Markup:
 
 
 def _text(name: str, x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(name, x, y, anchor, text)
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        name, x, y, anchor, text
+    )
 
 
 def _svg(parts: list[Markup], height: float, title: str) -> Markup:

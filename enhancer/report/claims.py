@@ -67,8 +67,11 @@ def comparison(run: RunFolder) -> tuple[list[str], list[Row]]:
         return types, [_table_row(run, row, types) for row in given]
     if run.base_scores or any(seed.scores for seeds in run.arms.values() for seed in seeds):
         run.missing.append(
-            Missing("result", "No table: the rows below are each seed's own scores.json, so there "
-                              "is no paired difference and no claim.")
+            Missing(
+                "result",
+                "No table: the rows below are each seed's own scores.json, so there "
+                "is no paired difference and no claim.",
+            )
         )
     types = list(run.base_scores.get("types", {}))
     rows = [_scores_row("base", [], run.base_scores)] if run.base_scores else []
@@ -81,7 +84,7 @@ def comparison(run: RunFolder) -> tuple[list[str], list[Row]]:
 
 
 def headline(rows: list[Row]) -> Claim:
-    """What the run shows of the VDM's prior against λ = 0 (or of the first arm that was compared)."""
+    """What the run shows of the VDM's prior (or of the first compared arm) against λ = 0."""
     compared = [row for row in rows if row.delta is not None]
     if not compared:
         return Claim("No comparison yet: this run holds no paired difference against λ = 0.", [])
@@ -99,7 +102,9 @@ def headline(rows: list[Row]) -> Claim:
     if control is not None:
         support.append(_against_control(focus, control))
     if len(focus.seeds) == 1:
-        support.append("One seed only: how much a new training seed would change this is not in the interval.")
+        support.append(
+            "One seed only: how much a new training seed would change this is not in the interval."
+        )
     return Claim(sentence, support)
 
 
@@ -131,15 +136,20 @@ def _against_control(focus: Row, control: Row) -> str:
     """The paired difference to the shuffled control, or both intervals where it was not taken."""
     paired = focus.against_shuffled
     if paired is not None:
-        verdict = {1: "so the right clip's prior matters", -1: "so another clip's prior does better",
-                   0: "so it is not shown that the right clip's prior matters"}[paired.sign]
+        verdict = {
+            1: "so the right clip's prior matters",
+            -1: "so another clip's prior does better",
+            0: "so it is not shown that the right clip's prior matters",
+        }[paired.sign]
         return f"Paired against the {control.label} control: {points(paired)}, {verdict}."
     difference = points(control.delta)
     if focus.delta.low > control.delta.high:
         return f"It lies wholly above the {control.label}'s own difference, {difference}."
     if focus.delta.sign > 0:
-        return (f"The {control.label} control gives {difference}; the intervals overlap, so this "
-                "does not show that the right clip's prior matters.")
+        return (
+            f"The {control.label} control gives {difference}; the intervals overlap, so this "
+            "does not show that the right clip's prior matters."
+        )
     return f"The {control.label} control gives {difference}."
 
 

@@ -29,7 +29,7 @@ class Example:
 
 @dataclass(frozen=True)
 class MapRow:
-    """The maps of one source over all words: density [F, H, W] per word (None: no attention) and its grid."""
+    """One source's maps: density [F, H, W] per word (None: no attention) and their grid."""
 
     name: str
     maps: list[np.ndarray | None]
@@ -65,7 +65,9 @@ def read_examples(paths: list[Path], missing: list[Missing]) -> list[Example]:
                 meta = json.loads((file.metadata() or {})["meta"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except Exception as error:  # safetensors raises its own kinds for a truncated file
-            reason = "no readable 'meta' in its header" if isinstance(error, KeyError | ValueError) else str(error)
+            reason = (
+                "no readable 'meta' in its header" if isinstance(error, KeyError | ValueError) else str(error)
+            )
             missing.append(Missing("examples", f"examples/{path.name} cannot be read ({reason})."))
             continue
         if "frames" not in tensors:
@@ -92,8 +94,9 @@ def map_rows(example: Example, arms: list[str], problems: list[str]) -> list[Map
     rows = []
     names = [("truth", "ground truth")] if "truth" in tensors else []
     names += [(name, f"prior: {name.removeprefix('prior/')}") for name in priors]
-    names += [(f"attention/{arm}", f"{'before' if arm == 'base' else 'after'}: {label(arm)}")
-              for arm in students]
+    names += [
+        (f"attention/{arm}", f"{'before' if arm == 'base' else 'after'}: {label(arm)}") for arm in students
+    ]
     for name, shown in names:
         grid = _grid(example, name)
         if grid is None:
@@ -112,9 +115,15 @@ def draw(example: Example, rows: list[MapRow], top: float, problems: list[str]) 
         problems.append("the frames' times are incomplete, so maps are drawn only where a time is known")
     provenance = meta.get("prior_provenance") or {}
     drawn = Drawn(
-        title=str(meta.get("sample_id", example.name)), question=str(meta.get("question", "")),
-        answer=str(meta.get("answer", "")), video=str(meta.get("video", "")), times=times, tile=tile, frame_count=len(frames),
-        frames=pictures.picture_uri(pictures.frame_strip(frames, tile)), missing=problems,
+        title=str(meta.get("sample_id", example.name)),
+        question=str(meta.get("question", "")),
+        answer=str(meta.get("answer", "")),
+        video=str(meta.get("video", "")),
+        times=times,
+        tile=tile,
+        frame_count=len(frames),
+        frames=pictures.picture_uri(pictures.frame_strip(frames, tile)),
+        missing=problems,
     )
     drawn.scores = [score for score in provenance.get("word_scores") or [] if isinstance(score, dict)]
     drawn.text = coloured_text(meta, drawn.scores)
@@ -149,7 +158,7 @@ def coloured_text(meta: dict, scores: list[dict]) -> list[tuple[str, dict | None
 
 
 def _panels(meta: dict, rows: list[MapRow], drawn: Drawn, top: float) -> list[dict]:
-    """One panel per word: every source's map of it over the frames; the highest score is open."""
+    """One panel per word, every source's map over the frames; the highest score is open."""
     words = [word if isinstance(word, dict) else {"text": word} for word in meta.get("words") or []]
     count = max((len(row.maps) for row in rows), default=0)
     panels = []
@@ -163,11 +172,17 @@ def _panels(meta: dict, rows: list[MapRow], drawn: Drawn, top: float) -> list[di
                 lines.append({"name": row.name, "heat": None})
                 continue
             heat = pictures.on_frames(values, row.grid, drawn.times, drawn.tile)
-            lines.append({"name": row.name, "heat": pictures.heat_uri(heat, top) if len(heat) else None,
-                          "grid": "×".join(map(str, row.grid.shape)), "peak": f"{np.nanmax(values):.1f}×"})
+            lines.append(
+                {
+                    "name": row.name,
+                    "heat": pictures.heat_uri(heat, top) if len(heat) else None,
+                    "grid": "×".join(map(str, row.grid.shape)),
+                    "peak": f"{np.nanmax(values):.1f}×",
+                }
+            )
         panels.append({"word": str(word.get("text", "")), "score": score, "rows": lines, "open": False})
     if panels:
-        best = max(panels, key=lambda panel: (number((panel["score"] or {}).get("score")) or 0.0))
+        best = max(panels, key=lambda panel: number((panel["score"] or {}).get("score")) or 0.0)
         best["open"] = True
     return panels
 
@@ -178,17 +193,38 @@ def _strips(example: Example, tile: tuple[int, int], problems: list[str]) -> lis
     if "inverted" in tensors:
         latents = tensors["inverted"]
         note = f"{len(latents)} latent frames, mean {latents.mean():+.2f}, deviation {latents.std():.2f}"
-        strips.append({"name": "inverted to noise", "note": note, "count": len(latents), "cells": True,
-                       "uri": pictures.picture_uri(pictures.latent_strip(latents, tile), exact=True)})
+        strips.append(
+            {
+                "name": "inverted to noise",
+                "note": note,
+                "count": len(latents),
+                "cells": True,
+                "uri": pictures.picture_uri(pictures.latent_strip(latents, tile), exact=True),
+            }
+        )
     else:
         problems.append("no inverted latents")
     if "reconstruction" in tensors:
         copy = tensors["reconstruction"]
-        strips.append({"name": "reconstruction", "note": "", "count": len(copy), "cells": False,
-                       "uri": pictures.picture_uri(pictures.frame_strip(copy, tile))})
+        strips.append(
+            {
+                "name": "reconstruction",
+                "note": "",
+                "count": len(copy),
+                "cells": False,
+                "uri": pictures.picture_uri(pictures.frame_strip(copy, tile)),
+            }
+        )
         if copy.shape == frames.shape:
-            strips.append({"name": "difference × 4", "note": "", "count": len(copy), "cells": False,
-                           "uri": pictures.picture_uri(pictures.difference_strip(frames, copy, tile))})
+            strips.append(
+                {
+                    "name": "difference × 4",
+                    "note": "",
+                    "count": len(copy),
+                    "cells": False,
+                    "uri": pictures.picture_uri(pictures.difference_strip(frames, copy, tile)),
+                }
+            )
         else:
             problems.append("no difference strip: the reconstruction has another shape than the frames")
     else:

@@ -39,7 +39,7 @@ def frame_strip(frames: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
 
 
 def latent_strip(latents: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
-    """Latents [F, C, h, w] → uint8 strip: the first three channels as red, green, blue; ±3 is the range."""
+    """Latents [F, C, h, w] → uint8 strip: three channels as red, green, blue; ±3 is the range."""
     shown = latents[:, :3].astype(np.float64)
     shown = np.concatenate([shown, np.repeat(shown[:, -1:], 3 - shown.shape[1], axis=1)], axis=1)
     pixels = np.clip((shown + 3) / 6, 0, 1).transpose(0, 2, 3, 1)
@@ -65,8 +65,10 @@ def density(values: np.ndarray, grid: TokenGrid) -> np.ndarray | None:
     return np.where(valid, mass / mass.sum() / np.where(valid, uniform, 1.0), np.nan)
 
 
-def on_frames(values: np.ndarray, grid: TokenGrid, times: Sequence[float], tile: tuple[int, int]) -> np.ndarray:
-    """A map [F, H, W] on the grid → [N, h, w] at the sampled times (seconds); NaN where no cell lies."""
+def on_frames(
+    values: np.ndarray, grid: TokenGrid, times: Sequence[float], tile: tuple[int, int]
+) -> np.ndarray:
+    """A map [F, H, W] → [N, h, w] at the sampled times (seconds); NaN where no cell lies."""
     spans, rows, columns, _ = _edges(grid)
     h, w = tile
     row = np.searchsorted(rows, (np.arange(h) + 0.5) / h, side="right") - 1
@@ -89,7 +91,7 @@ def top_of_scale(maps: Sequence[np.ndarray]) -> float:
 
 
 def heat_uri(values: np.ndarray, top: float) -> str:
-    """A see-through picture of values [N, h, w] (times uniform); the colour follows the square root."""
+    """See-through picture of values [N, h, w], times uniform; the colour follows the square root."""
     strip = np.concatenate(list(values), axis=1)
     level = np.sqrt(np.clip(np.nan_to_num(strip), 0, top) / top)
     index = np.where(np.isfinite(strip), 1 + np.round(level * (SHADES - 1)), 0).astype(np.uint8)
@@ -103,7 +105,9 @@ def scale_uri() -> str:
     """The colour scale as it looks over middle grey, 254 × 1 pixels."""
     colours, opacity = _palette()
     part = opacity[:, None] / 255
-    return _uri(Image.fromarray((part * colours + (1 - part) * BACKDROP).round().astype(np.uint8)[None]), "PNG")
+    return _uri(
+        Image.fromarray((part * colours + (1 - part) * BACKDROP).round().astype(np.uint8)[None]), "PNG"
+    )
 
 
 def scale_ticks(top: float) -> list[tuple[float, str]]:

@@ -1,6 +1,7 @@
-"""What the report reads: a run folder as plain values, with a list of everything that is not there.
+"""What the report reads: a run folder as plain values, and what is not there.
 
-Nothing here raises for a missing or damaged file: an interrupted run still deserves its page, which names the gap.
+Nothing here raises for a missing or damaged file: an interrupted run still deserves its page,
+which names the gap.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LABELS = {  # how the arms of the contract are called on the page: (label, what 
 
 @dataclass(frozen=True)
 class Missing:
-    """Something the page cannot show: the section's id and one sentence that says what and where."""
+    """Something the page cannot show: the section's id and a sentence that says what and where."""
 
     section: str
     sentence: str
@@ -63,7 +64,8 @@ def read_run_folder(folder: Path) -> RunFolder:
     run.table = _read_json(run, "table.json", "result", {})
     run.base_scores = _read_json(run, "base/scores.json", "result", {})
     run.base_answers = _read_json_lines(run, "base/answers.jsonl", "result")
-    run.skipped = _read_json_lines(run, "skipped.jsonl", "skipped")
+    if (folder / "skipped.jsonl").exists():  # written by the first stage that skips something
+        run.skipped = _read_json_lines(run, "skipped.jsonl", "skipped")
     run.priors = [row for row in _read_json(run, "priors.json", "run", []) if isinstance(row, dict)]
     for place in sorted((folder / "arms").glob("*/seed*"), key=_natural):
         if place.is_dir():
@@ -116,7 +118,9 @@ def _read_json(run: RunFolder, name: str, section: str, empty: dict | list) -> d
         run.missing.append(Missing(section, f"{name} is damaged (line {error.lineno}: {error.msg})."))
         return empty
     if not isinstance(value, type(empty)):
-        run.missing.append(Missing(section, f"{name} holds a {type(value).__name__}, not a {type(empty).__name__}."))
+        run.missing.append(
+            Missing(section, f"{name} holds a {type(value).__name__}, not a {type(empty).__name__}.")
+        )
         return empty
     return value
 

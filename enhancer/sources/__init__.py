@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from enhancer.data.samples import Problem, Sample
 from enhancer.video.clip import FrameCache, Sampling
-from vdm_priors.errors import SampleError, UserError
+from vdm_priors.errors import UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
 
@@ -52,7 +52,7 @@ class SourceContext:
     load_teacher: Callable[[], Any] | None = None
     settings: Any = None
     batch_size: int = 8
-    size: int | None = None
+    size: tuple[int, int] | None = None
     truth: Any = None
     base: MotionSource | None = None
 
@@ -70,15 +70,7 @@ def build_source(name: str, context: SourceContext) -> MotionSource:
 
 
 def shared_text(sample: Sample, mode: str) -> str:
-    """The text whose words teacher and student share: the question, the answer, both, or a caption.
-
-    Raises SampleError where the sample has no such text.
-    """
-    if mode == "caption":
-        caption = str(sample.meta.get("caption", "")).strip()
-        if not caption:
-            raise SampleError("has no caption; add the key `caption` to its row, or set teacher.text to question")
-        return caption
+    """The text whose words teacher and student share: mode question, answer or question_answer."""
     texts = {"question": sample.question, "answer": sample.answer, "question_answer": f"{sample.question}\n{sample.answer}"}
     return texts[mode]
 

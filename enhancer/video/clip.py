@@ -22,6 +22,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from vdm_priors.errors import ClipError, UserError
 
@@ -33,6 +34,7 @@ CONTAINERS = (
 )
 TIMESTAMP_SLACK = 1e-6  # seconds; a time base cannot hold every frame time exactly
 SEEK_AHEAD = 32  # frames; below this, decoding on is cheaper than a seek
+SMALL_FRAME = 320 * 240  # pixels; below it one decoding thread is faster
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,9 @@ def _decode_with(path: Path, index: _Index, chosen: list[int], seek: bool) -> di
     found: dict[int, np.ndarray] = {}
     position = 0  # index of the frame that the decoder is at
     with _open(path) as (container, stream):
+        # Threads cost more than they save on few or small frames, and clips are read in parallel anyway.
+        stream.codec_context.thread_count = 1 if stream.height * stream.width < SMALL_FRAME else 0
+        converter = VideoReformatter()
         frames = enumerate(_frames(container, stream))
         for target in wanted:
             key = index.keys[target]
@@ -296,14 +301,14 @@ def _decode_with(path: Path, index: _Index, chosen: list[int], seek: bool) -> di
                 at = frame.pts if index.by_pts else ordinal
                 if at is not None and at >= key:
                     if at == key:
-                        found[target] = _upright(frame)
+                        found[target] = _upright(frame, converter)
                         position = target
                     break
     return found
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    pixels = frame.to_ndarray(format="rgb24")
+def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
     quarters = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters else pixels
 

@@ -19,6 +19,7 @@ from typing import Callable, Iterator
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from enhancer.world.render import render_clip
 from enhancer.world.scene import Scene
@@ -60,8 +61,10 @@ def write_clip(path: Path, frames: np.ndarray, fps: float, crf: int = 16) -> Non
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001),
                                       options={"crf": str(crf), "preset": "veryfast", "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        converter = VideoReformatter()  # one thread: the same bytes every time
         for image in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            picture = converter.reformat(av.VideoFrame.from_ndarray(image, format="rgb24"), format="yuv420p", threads=1)
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())
 
 

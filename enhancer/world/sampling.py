@@ -13,7 +13,7 @@ from enhancer.world.scene import CAMERAS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, 
 from enhancer.world.text import Question, motion_question
 
 SPLITS = ("train", "validation", "test")
-REACH = (0.26, 0.42)  # of the frame: 17 to 27 pixels of 64
+REACH = (0.22, 0.34)  # of the frame: 14 to 22 pixels of 64; longer paths would let the first place tell the direction
 
 
 def looks(split: str) -> list[tuple[str, str]]:
@@ -87,7 +87,7 @@ def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[i
         motions = [random_motion(rng, "slide", directions=(str(way),)) for way in ways]
     elif kind == "AO":
         motions = [random_motion(rng, "turn"), *others(count - 1, ["turn", "slide"])]
-        motions[0] = Motion(motions[0].kind, motions[0].directions, min(motions[0].reach, 0.34))
+        motions[0] = Motion(motions[0].kind, motions[0].directions, min(motions[0].reach, 0.26))
     elif kind == "RC":
         motions = [random_motion(rng, "jump"), *others(count - 1, ["jump", "rest"])]
     else:

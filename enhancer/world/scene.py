@@ -134,10 +134,11 @@ class Scene:
         return cls(**{**data, "things": things, "camera": Camera(**data["camera"])})
 
 
-def place_motion(rng: np.random.Generator, motion: Motion, margin: float = 0.1) -> tuple[float, float]:
-    """Draw an origin, uniform over all those that keep the thing's centre inside the frame's margin all the time.
+def place_motion(rng: np.random.Generator, motion: Motion, margin: float = -0.04) -> tuple[float, float]:
+    """Draw an origin, uniform over all those that keep the thing at least half visible all the time.
 
-    Uniform over the admissible box, so that one frame's position says as little as possible about the motion.
+    Uniform over a box larger than the frame (margin < 0), so that one frame's position says little about the motion: a
+    thing near the left edge may be about to leave as well as to come in.
     """
     path = np.array([motion.offset(t)[:2] for t in np.linspace(0.0, 1.0, 33)])
     low, high = margin - path.min(axis=0), 1.0 - margin - path.max(axis=0)

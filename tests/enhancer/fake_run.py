@@ -24,20 +24,34 @@ ACCURACY = {"base": 0.31, "lambda0": 0.36, "vdm": 0.47, "shuffled": 0.40, "unifo
 FRAMES = 8
 
 
-def write_fake_run(folder: Path, *, seeds: int = 3, examples: int = 2, hostile: bool = False, effect: float = 1.0,
-                   size: tuple[int, int] = (64, 64)) -> Path:
-    """A whole run folder of the 'Run folder' contract; effect scales every arm's distance to λ=0."""
+def write_fake_run(
+    folder: Path,
+    *,
+    seeds: int = 3,
+    examples: int = 2,
+    hostile: bool = False,
+    effect: float = 1.0,
+    size: tuple[int, int] = (64, 64),
+) -> Path:
+    """A whole run folder of the contract; effect scales every arm's distance to λ=0."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     accuracy = {arm: 0.36 + effect * (value - 0.36) for arm, value in ACCURACY.items()}
     seed_list = list(range(seeds))
     (folder / "recipe.yaml").write_text(_recipe(hostile), encoding="utf-8")
     _json(folder / "run.json", _run_info(folder, seeds, hostile))
-    _json_lines(folder / "skipped.jsonl", [
-        {"stage": "data", "id": "clip-0017", "reason": "the video has no video stream (audio only)"},
-        {"stage": "extract", "id": HOSTILE if hostile else "clip-0203", "reason": "one frame only; motion needs two"},
-        {"stage": "train", "id": "clip-0417", "reason": "no prior: 4 of 7 words unmatched (limit 0.5)"},
-    ])
+    _json_lines(
+        folder / "skipped.jsonl",
+        [
+            {"stage": "data", "id": "clip-0017", "reason": "the video has no video stream (audio only)"},
+            {
+                "stage": "extract",
+                "id": HOSTILE if hostile else "clip-0203",
+                "reason": "one frame only; motion needs two",
+            },
+            {"stage": "train", "id": "clip-0417", "reason": "no prior: 4 of 7 words unmatched (limit 0.5)"},
+        ],
+    )
     _scores(folder / "base", accuracy["base"], rng)
     for arm, value in accuracy.items():
         if arm == "base":
@@ -47,18 +61,33 @@ def write_fake_run(folder: Path, *, seeds: int = 3, examples: int = 2, hostile: 
             _scores(place, value + rng.normal(0, 0.012), rng)
             _json_lines(place / "history.jsonl", _history(arm, value, rng))
             source = None if arm == "lambda0" else arm
-            _json(place / "train.json", {"seconds": 41.0 + seed, "prior_source": source, "lambda": float(arm != "lambda0")})
+            _json(
+                place / "train.json",
+                {"seconds": 41.0 + seed, "prior_source": source, "lambda": float(arm != "lambda0")},
+            )
     _json(folder / "table.json", _table(accuracy, seed_list, rng))
-    _json(folder / "priors.json", [
-        {"sample_id": f"clip-{i:04d}", "key": f"{i:032x}", "source": "vdm", "question": QUESTION,
-         "video": f"videos/{i:04d}.mp4"} for i in range(12)])
+    _json(
+        folder / "priors.json",
+        [
+            {
+                "sample_id": f"clip-{i:04d}",
+                "key": f"{i:032x}",
+                "source": "vdm",
+                "question": QUESTION,
+                "video": f"videos/{i:04d}.mp4",
+            }
+            for i in range(12)
+        ],
+    )
     for index in range(examples):
         write_example(folder / "examples" / f"{index}.safetensors", index, hostile=hostile, size=size)
     return folder
 
 
-def write_example(path: Path, index: int = 0, *, hostile: bool = False, size: tuple[int, int] = (64, 64)) -> None:
-    """One examples/<n>.safetensors: a disc that crosses the clip, attention that follows it more or less."""
+def write_example(
+    path: Path, index: int = 0, *, hostile: bool = False, size: tuple[int, int] = (64, 64)
+) -> None:
+    """One examples/<n>.safetensors: a disc crosses the clip, attention follows it more or less."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(index)
     times = [round(0.25 * i, 3) for i in range(FRAMES)]
@@ -78,23 +107,43 @@ def write_example(path: Path, index: int = 0, *, hostile: bool = False, size: tu
     }
     sharpness = {"base": 0.5, "lambda0": 2.0, "vdm": 9.0, "shuffled": 3.0}
     for arm, value in sharpness.items():
-        tensors[f"attention/{arm}"] = _maps(student, centres, times, len(chosen), sharpness=value, floor=0.4, rng=rng)
+        tensors[f"attention/{arm}"] = _maps(
+            student, centres, times, len(chosen), sharpness=value, floor=0.4, rng=rng
+        )
     tensors["attention/base"][-1] = 0.0  # a word that the student's prompt does not hold
     scores = rng.normal(0, 1, (3, 8))
     score = scores.sum(0)
     meta = {
-        "sample_id": HOSTILE if hostile else f"clip-{index:04d}", "question": QUESTION,
-        "answer": HOSTILE if hostile else "back to the left", "video": f"videos/{HOSTILE if hostile else index}.mp4",
-        "times": times, "psnr_db": 27.4, "latent_relative_l2": 0.083, "words": [word["text"] for word in chosen],
+        "sample_id": HOSTILE if hostile else f"clip-{index:04d}",
+        "question": QUESTION,
+        "answer": HOSTILE if hostile else "back to the left",
+        "video": f"videos/{HOSTILE if hostile else index}.mp4",
+        "times": times,
+        "psnr_db": 27.4,
+        "latent_relative_l2": 0.083,
+        "words": [word["text"] for word in chosen],
         "grids": {"attention": student.to_dict(), "prior": teacher.to_dict()},
         "prior_provenance": {
-            "source": "vdm", "model": "small/cogvideox", "seconds": times,
-            "head_scores": {"dfc": scores[0].tolist(), "tcs": scores[1].tolist(), "dsr": scores[2].tolist(),
-                            "score": score.tolist(), "selected": (score >= np.median(score)).tolist()},
-            "word_scores": words, "reconstruction": {"psnr_db": 27.4, "latent_relative_l2": 0.083},
-            "not_covered": []},
+            "source": "vdm",
+            "model": "small/cogvideox",
+            "seconds": times,
+            "head_scores": {
+                "dfc": scores[0].tolist(),
+                "tcs": scores[1].tolist(),
+                "dsr": scores[2].tolist(),
+                "score": score.tolist(),
+                "selected": (score >= np.median(score)).tolist(),
+            },
+            "word_scores": words,
+            "reconstruction": {"psnr_db": 27.4, "latent_relative_l2": 0.083},
+            "not_covered": [],
+        },
     }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, str(path), metadata={"meta": json.dumps(meta)})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        str(path),
+        metadata={"meta": json.dumps(meta)},
+    )
 
 
 def _words(text: str) -> list[dict]:
@@ -102,9 +151,20 @@ def _words(text: str) -> list[dict]:
     for rank, piece in enumerate(text.rstrip("?").split(" ")):
         begin = text.index(piece, start)
         start = begin + len(piece)
-        mean = {"red": 0.9, "disc": 1.0, "move": 0.8, "hits": 0.7, "wall": 0.6}.get(piece, 0.15 + 0.02 * rank) / 192
-        words.append({"text": piece, "start": begin, "end": start, "mean": mean, "fluctuation": mean / 3,
-                      "score": mean * 4 / 3, "selected": mean * 192 >= 0.6})
+        mean = {"red": 0.9, "disc": 1.0, "move": 0.8, "hits": 0.7, "wall": 0.6}.get(
+            piece, 0.15 + 0.02 * rank
+        ) / 192
+        words.append(
+            {
+                "text": piece,
+                "start": begin,
+                "end": start,
+                "mean": mean,
+                "fluctuation": mean / 3,
+                "score": mean * 4 / 3,
+                "selected": mean * 192 >= 0.6,
+            }
+        )
     return words
 
 
@@ -121,7 +181,9 @@ def _disc(size: tuple[int, int], index: int) -> tuple[np.ndarray, list[tuple[flo
     return frames, centres
 
 
-def _maps(grid: TokenGrid, centres: list, times: list, words: int, *, sharpness: float, floor: float, rng) -> torch.Tensor:
+def _maps(
+    grid: TokenGrid, centres: list, times: list, words: int, *, sharpness: float, floor: float, rng
+) -> torch.Tensor:
     frames, rows, columns = grid.shape
     out = np.zeros((words, frames, rows, columns), np.float32)
     y, x = (np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns
@@ -139,8 +201,17 @@ def _scores(place: Path, accuracy: float, rng: np.random.Generator, n: int = 240
     answers = []
     for i in range(n):
         correct = bool(rng.random() < accuracy)
-        answers.append({"id": f"q{i}", "question_type": TYPES[i % 6], "options": options, "answer": "up",
-                        "chosen": "up" if correct else "left", "correct": correct, "scores": [0.0] * 5})
+        answers.append(
+            {
+                "id": f"q{i}",
+                "question_type": TYPES[i % 6],
+                "options": options,
+                "answer": "up",
+                "chosen": "up" if correct else "left",
+                "correct": correct,
+                "scores": [0.0] * 5,
+            }
+        )
     _json_lines(place / "answers.jsonl", answers)
     types = {}
     for name in TYPES:
@@ -153,7 +224,10 @@ def _scores(place: Path, accuracy: float, rng: np.random.Generator, n: int = 240
 
 def _interval(correct: int, n: int) -> dict:
     p, z = correct / n, 1.96
-    centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre, half = (
+        (p + z * z / (2 * n)) / (1 + z * z / n),
+        z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)),
+    )
     return {"n": n, "correct": correct, "accuracy": p, "low": centre - half, "high": centre + half}
 
 
@@ -161,9 +235,21 @@ def _history(arm: str, accuracy: float, rng: np.random.Generator) -> list[dict]:
     rows = []
     for step in range(10, 401, 10):
         answer = 0.4 + (1.5 - accuracy) * math.exp(-step / 150) + rng.normal(0, 0.03)
-        align = None if arm == "lambda0" else 0.5 + 0.9 * math.exp(-step / (90 if arm != "shuffled" else 400)) + rng.normal(0, 0.02)
-        rows.append({"step": step, "loss": answer + (align or 0.0), "ar_loss": answer, "alignment_loss": align,
-                     "words_matched": 0.97, "video_mass": 0.2 + step / 2000})
+        align = (
+            None
+            if arm == "lambda0"
+            else 0.5 + 0.9 * math.exp(-step / (90 if arm != "shuffled" else 400)) + rng.normal(0, 0.02)
+        )
+        rows.append(
+            {
+                "step": step,
+                "loss": answer + (align or 0.0),
+                "ar_loss": answer,
+                "alignment_loss": align,
+                "words_matched": 0.97,
+                "video_mass": 0.2 + step / 2000,
+            }
+        )
     return rows
 
 
@@ -172,27 +258,48 @@ def _table(accuracy: dict[str, float], seeds: list[int], rng: np.random.Generato
     for arm, value in accuracy.items():
         base = arm == "base"
         delta = value - accuracy["lambda0"]
-        rows.append({
-            "arm": arm, "seeds": [] if base else seeds, "n": 240 if base else 240 * len(seeds),
-            "types": {name: min(1.0, max(0.0, value + rng.normal(0, 0.05))) for name in TYPES},
-            "overall": value, "low": value - 0.035, "high": value + 0.035, "average": value + 0.003,
-            "delta_vs_lambda0": None if arm in ("base", "lambda0") else
-            {"difference": delta, "low": delta - 0.038, "high": delta + 0.038}})
-    return {"columns": ["arm", "seeds", *TYPES, "overall", "low", "high", "average", "delta_vs_lambda0"], "rows": rows,
-            "notes": ["Intervals: 95 %, Wilson for accuracies, bootstrap over questions for differences."]}
+        rows.append(
+            {
+                "arm": arm,
+                "seeds": [] if base else seeds,
+                "n": 240 if base else 240 * len(seeds),
+                "types": {name: min(1.0, max(0.0, value + rng.normal(0, 0.05))) for name in TYPES},
+                "overall": value,
+                "low": value - 0.035,
+                "high": value + 0.035,
+                "average": value + 0.003,
+                "delta_vs_lambda0": None
+                if arm in ("base", "lambda0")
+                else {"difference": delta, "low": delta - 0.038, "high": delta + 0.038},
+            }
+        )
+    return {
+        "columns": ["arm", "seeds", *TYPES, "overall", "low", "high", "average", "delta_vs_lambda0"],
+        "rows": rows,
+        "notes": ["Intervals: 95 %, Wilson for accuracies, bootstrap over questions for differences."],
+    }
 
 
 def _run_info(folder: Path, seeds: int, hostile: bool) -> dict:
-    return {"name": HOSTILE if hostile else folder.name, "command": "enhancer run recipes/world/evidence.yaml",
-            "started": "2025-11-21T10:02:11+00:00", "finished": "2025-11-21T10:55:40+00:00", "status": "finished",
-            "versions": {"torch": "2.9.1", "diffusers": "0.35.2", "transformers": "5.0.0"},
-            "hashes": {"teacher": "9f2c" * 8, "student": "01ab" * 8, "train.json": "77aa" * 8}, "seed": 0,
-            "machine": "2 cores, x86_64, 16 GB", "peak_memory_mb": 2911.0,
-            "seconds": {"data": 12.1, "extract": 611.0, "train": 2210.4, "evaluate": 301.9, "report": 3.0}}
+    return {
+        "name": HOSTILE if hostile else folder.name,
+        "command": "enhancer run recipes/world/evidence.yaml",
+        "started": "2025-11-21T10:02:11+00:00",
+        "finished": "2025-11-21T10:55:40+00:00",
+        "status": "finished",
+        "versions": {"torch": "2.9.1", "diffusers": "0.35.2", "transformers": "5.0.0"},
+        "hashes": {"teacher": "9f2c" * 8, "student": "01ab" * 8, "train.json": "77aa" * 8},
+        "seed": 0,
+        "machine": "2 cores, x86_64, 16 GB",
+        "peak_memory_mb": 2911.0,
+        "seconds": {"data": 12.1, "extract": 611.0, "train": 2210.4, "evaluate": 301.9, "report": 3.0},
+    }
 
 
 def _recipe(hostile: bool) -> str:
-    return f"name: evidence\nteacher:\n  model: small/cogvideox\n  steps: 5\ntrain:\n  steps: 400\nnote: {HOSTILE if hostile else 'none'}\n"
+    note = HOSTILE if hostile else "none"
+    teacher = "teacher:\n  model: small/cogvideox\n  steps: 5\n"
+    return f"name: evidence\n{teacher}train:\n  steps: 400\nnote: {note}\n"
 
 
 def _json(path: Path, value: object) -> None:

@@ -5,9 +5,13 @@ Used by the tests and by hand: `python tests/vdm_priors/tiny_teacher.py FOLDER`.
 
 from __future__ import annotations
 
+import functools
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 TOKENIZER = Path(__file__).resolve().parents[3] / "shared" / "tokenizers" / "t5"
@@ -93,6 +97,34 @@ def build_tiny_teacher(
     )
     pipeline.save_pretrained(folder)
     return Path(folder)
+
+
+@functools.cache
+def tiny_teacher(**options):
+    """The loaded tiny teacher, one per set of options and process; skips without the tokenizer."""
+    if not TOKENIZER.is_dir():
+        pytest.skip(f"the real T5 tokenizer is not at {TOKENIZER}")
+    from vdm_priors.families import load_teacher
+
+    folder = tempfile.TemporaryDirectory(prefix="tiny-teacher-")
+    teacher = load_teacher(build_tiny_teacher(folder.name, **options))
+    teacher.kept_folder = folder  # deleted with the teacher, at the end of the process
+    return teacher
+
+
+def random_clip(frames: int = 9, height: int = 40, width: int = 48, seed: int = 0) -> SimpleNamespace:
+    """A clip as read_clip gives it, of random pixels, 8 frames a second."""
+    pixels = torch.randint(
+        0, 256, (frames, height, width, 3), dtype=torch.uint8, generator=generator(seed)
+    )
+    times = [i / 8 for i in range(frames)]
+    return SimpleNamespace(
+        frames=pixels.numpy(), times=times, duration=frames / 8, box=(0.0, 0.0, 1.0, 1.0)
+    )
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 if __name__ == "__main__":

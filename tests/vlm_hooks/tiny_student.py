@@ -6,6 +6,8 @@ with a byte vocabulary, which is quick and needs no file.
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -129,7 +131,9 @@ def save_tiny_student(folder: Path, vocabulary: str = "bytes", seed: int = 0, **
 
 @cache
 def tiny_folder(vocabulary: str = "bytes") -> Path:
-    return save_tiny_student(Path(mkdtemp(prefix="tiny-student-")), vocabulary)
+    folder = Path(mkdtemp(prefix="tiny-student-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return save_tiny_student(folder, vocabulary)
 
 
 def tiny_student(vocabulary: str = "bytes", attn: str = "sdpa"):

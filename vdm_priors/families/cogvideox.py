@@ -48,7 +48,7 @@ def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device
         if not folder.exists():
             folder = Path(CogVideoXPipeline.download(source, use_safetensors=True))
         pipeline = CogVideoXPipeline.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
     except Exception as error:  # diffusers, transformers and safetensors raise kinds of their own
         raise ModelError(
@@ -150,7 +150,8 @@ class CogVideoX:
 
         So the box of the clip stays what it was. Raises ClipError for a wrong number of frames.
         """
-        frames_nhwc = torch.as_tensor(frames)
+        # a copy, since a cache of clips may hand out read-only arrays
+        frames_nhwc = frames if isinstance(frames, Tensor) else torch.tensor(frames)
         if frames_nhwc.ndim != 4 or frames_nhwc.shape[-1] != 3 or frames_nhwc.dtype != torch.uint8:
             raise ValueError(
                 f"prepare_frames: frames must be uint8 [N, H, W, 3], got {frames_nhwc.dtype} "

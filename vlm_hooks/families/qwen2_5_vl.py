@@ -98,13 +98,16 @@ class Student:
         """Longest sequence, in tokens, that the model was made for."""
         return self.model.config.text_config.max_position_embeddings
 
-    def prompt(self, question: str, options: Sequence[str] = (), system: str | None = None) -> Prompt:
+    def prompt(
+        self, question: str, options: Sequence[str] | None = None, system: str | None = None
+    ) -> Prompt:
         """The processor's chat prompt for one video and a question, ready for the answer.
 
         With options they are listed as "A. …" after the question and the letter is asked for.
         Raises SampleError if a text holds a special token, ModelError if the chat template
         changes the question.
         """
+        options = options or ()
         if len(options) > 26:
             raise SampleError(
                 f"The question {question[:60]!r} has {len(options)} options; letters A to Z name "
@@ -140,13 +143,15 @@ class Student:
         names: Sequence[str] | None = None,
         max_length: int | None = None,
         padding_side: str = "right",
+        device: str | torch.device | None = None,
     ) -> Encoding:
         """A batch of B clips (frames uint8 [N, H, W, 3], times, duration), prompts, answers.
 
         With answers, labels are the answer's and the end token, all else is ignored. Frames
         are taken as they are, nothing is sampled and nothing is ever cut off: a sequence longer
         than `max_length` (default: the model's) raises SampleError, which calls the sample by
-        its entry in `names`.
+        its entry in `names`. The tensors go to `device` (default: the model's; data loaders'
+        workers take "cpu").
         """
         names = names or [f"number {index} of the batch" for index in range(len(prompts))]
         starts = [len(prompt) for prompt in prompts]
@@ -169,24 +174,25 @@ class Student:
             return_tensors="pt",
             return_mm_token_type_ids=True,  # without them M-RoPE silently becomes 1-D
             return_offsets_mapping=True,
-            return_text_replacement_offsets=True,
             **self._video_arguments(clips),
         )
         offset_mapping = processed.pop("offset_mapping")
-        replacements = processed.pop("text_replacement_offsets")
         inputs = dict(processed)
         self._check_lengths(inputs, clips, names, max_length or self.max_length)
         ids = inputs["input_ids"]
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
         special |= inputs["mm_token_type_ids"] > 0
-        visible = offset_mapping.masked_fill(special[..., None], 0)
-        offsets = [
-            _unexpanded(spans, replaced)
-            for spans, replaced in zip(visible, replacements, strict=True)
-        ]
+        spans = offset_mapping.masked_fill(special[..., None], 0)
+        # the processor wrote the one placeholder as many times as there are visual tokens
+        token = self.processor.video_token
+        places = torch.tensor([[text.index(token) + len(token)] for text in texts])
+        added = ((ids == self.processor.video_token_id).sum(dim=1, keepdim=True) - 1) * len(token)
+        after = spans[:, :, 0] >= places + added
+        spans = spans - (added * after)[..., None]
+        offsets = [[tuple(span) for span in sample] for sample in spans.tolist()]
         if answers is not None:
             inputs["labels"] = self._labels(inputs, offsets, starts, names)
-        device = self.model.device
+        device = self.model.device if device is None else device
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Encoding(inputs, texts, offsets, starts)
 
@@ -331,12 +337,3 @@ def _seconds_per_frame(clip: Any) -> float:
     if len(clip.times) > 1 and clip.times[-1] > clip.times[0]:
         return (clip.times[-1] - clip.times[0]) / (len(clip.times) - 1)
     return clip.duration or 1.0
-
-
-def _unexpanded(spans: Tensor, replacements: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Spans [S, 2] in the text with the video expanded -> spans in the text as it was written."""
-    shift = torch.zeros(len(spans), dtype=spans.dtype)
-    for replaced in replacements:
-        (start, end), (new_start, new_end) = replaced["span"], replaced["new_span"]
-        shift += ((new_end - new_start) - (end - start)) * (spans[:, 0] >= new_end)
-    return [tuple(span) for span in (spans - shift[:, None]).tolist()]

@@ -1,0 +1,114 @@
+"""One student of a run: train it, export it, ask it the test questions.
+
+Everything is read from and written to the run folder, so that the same function serves this
+process and a worker process (`python -m enhancer.pipeline_arm`). What is finished is not redone:
+train.json marks a trained and exported student, scores.json an evaluated one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from enhancer.console import Console
+from enhancer.data.samples import Problem, Sample
+from enhancer.evaluation.multiple_choice import evaluate
+from enhancer.evaluation.scores import summarise
+from enhancer.recipe_schema import CONTROL, ArmSettings, EnhanceRecipe
+from enhancer.runfolder import read_json, readable_write_errors, write_json, write_lines
+from enhancer.shipped import student_path
+from enhancer.table import BASE
+from enhancer.training import remove_checkpoints, train
+from enhancer.video.clip import FrameCache
+from vdm_priors.errors import StoreError
+from vdm_priors.prior import MotionPrior
+from vdm_priors.store import PriorStore
+from vlm_hooks.export import export
+from vlm_hooks.families import load_student
+
+
+def source_label(arm: ArmSettings) -> str:
+    """How an arm's source is called in priors.json: its name, with the base where it is not the VDM."""
+    return f"{arm.source}({arm.base})" if arm.source in ("shuffled", "uniform") and arm.base != "vdm" else arm.source
+
+
+def arm_folder(run: Path, arm: str, seed: int | None) -> Path:
+    """Where a student's files are; the base model has no seed."""
+    return run / BASE if arm == BASE else run / "arms" / arm / f"seed{seed}"
+
+
+def is_trained(run: Path, arm: str, seed: int) -> bool:
+    """Whether this student was trained and exported."""
+    return (arm_folder(run, arm, seed) / "train.json").is_file()
+
+
+def is_evaluated(run: Path, arm: str, seed: int | None) -> bool:
+    """Whether this student was asked all questions."""
+    return (arm_folder(run, arm, seed) / "scores.json").is_file()
+
+
+def stored_priors(run: Path, recipe: EnhanceRecipe, label: str) -> Callable[[Sample], MotionPrior | None]:
+    """A sample's prior of one source, from the store; None where it has none."""
+    store = PriorStore(store_folder(run, recipe))
+    keys = {row["sample_id"]: row["key"] for row in read_json(run / "priors.json", []) if row["source"] == label}
+
+    def prior(sample: Sample) -> MotionPrior | None:
+        if sample.id not in keys:
+            return None
+        try:
+            return store.get(keys[sample.id])
+        except StoreError as error:
+            raise StoreError(f"{error} Run the same command again: damaged priors are made anew.") from error
+
+    return prior
+
+
+def store_folder(run: Path, recipe: EnhanceRecipe) -> Path:
+    """Where the run's priors are."""
+    return Path(recipe.teacher.store) if recipe.teacher.store else run / "priors"
+
+
+def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, samples: list[Sample],
+              console: Console) -> list[Problem]:
+    """Trains and exports one student, unless that is done; returns the samples it had to leave out."""
+    place = arm_folder(run, arm.name, seed)
+    if is_trained(run, arm.name, seed):
+        return []
+    torch.set_num_threads(recipe.threads)
+    torch.manual_seed(seed)
+    weight = recipe.weight(arm)
+    settings = dataclasses.replace(recipe.training, alignment=dataclasses.replace(recipe.training.alignment, weight=weight))
+    priors = stored_priors(run, recipe, source_label(arm)) if weight > 0 else None
+    student = load_student(student_path(recipe.student.model), dtype=getattr(torch, recipe.student.dtype))
+    with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
+        result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
+                       frame_cache=FrameCache(), progress=bar, seed=seed)
+    with readable_write_errors(place):
+        shutil.rmtree(place / "model", ignore_errors=True)
+        export(student, place / "model")
+    remove_checkpoints(place)
+    write_lines(place / "remarks.jsonl", [dataclasses.asdict(remark) for remark in result.remarks])
+    write_json(place / "train.json", {
+        "seconds": round(result.seconds, 2), "prior_source": None if arm.source == CONTROL else source_label(arm),
+        "lambda": weight, "seed": seed, "samples": len(samples), "left_out": len(result.problems),
+        "remarks": len(result.remarks)})
+    return result.problems
+
+
+def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, samples: list[Sample], console: Console) -> None:
+    """Asks one student (or the base model) the test questions, unless that is done."""
+    place = arm_folder(run, arm, seed)
+    if is_evaluated(run, arm, seed):
+        return
+    torch.set_num_threads(recipe.threads)
+    folder = student_path(recipe.student.model) if arm == BASE else str(place / "model")
+    student = load_student(folder, dtype=getattr(torch, recipe.student.dtype))
+    with console.bar("evaluate", len(samples), "question") as bar:
+        rows = evaluate(student, samples, sampling=recipe.student.sampling.sampling(), frame_cache=FrameCache(),
+                        batch_size=recipe.evaluate.batch_size, protocol=recipe.evaluate.protocol, progress=bar)
+    write_lines(place / "answers.jsonl", rows)
+    write_json(place / "scores.json", summarise(rows))

@@ -1,0 +1,312 @@
+"""The command line: `enhancer --help`.
+
+Exit status: 0 done, 1 the job could not do its work, 2 the command or the recipe is wrong,
+130 interrupted (the same command continues).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Optional
+
+import rich.console
+import rich.table
+import typer
+from rich.markup import escape
+
+from enhancer.console import Console
+from enhancer.recipe import find_recipe, list_recipes, nearest_name
+from vdm_priors.errors import RecipeError, UserError
+
+app = typer.Typer(
+    name="enhancer", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
+    help="Teach a vision-language model to see motion, with the attention of a video diffusion model as the teacher.\n\n"
+         "[bold]A first run[/bold], in minutes and without a download:\n\n"
+         "  enhancer ls                                     the recipes\n\n"
+         "  enhancer validate quickstart                    what it needs, before anything loads\n\n"
+         "  enhancer run quickstart                         table, report.html, exported models\n\n"
+         "  enhancer run quickstart name=mine seeds=[0,1,2] change any key\n\n"
+         "  enhancer cp quickstart mine.yaml                a copy to edit\n\n"
+         "[bold]Your own video[/bold]:\n\n"
+         "  enhancer extract --video clip.mp4 --text 'Which way does the red ball roll?'")
+world_app = typer.Typer(no_args_is_help=True, help="The embedded world: labelled motion clips with ground truth.")
+app.add_typer(world_app, name="world")
+
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, e.g. "
+                                                           "training.steps=200 or arms.vdm.weight=0.5", show_default=False)]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only, for logs.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the run folder's earlier results first (its priors are kept).")]
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+def guarded(command: Callable) -> Callable:
+    """Turns exceptions of a command into one paragraph on stderr and the exit status."""
+
+    @functools.wraps(command)
+    def run(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except RecipeError as error:
+            _complain(error)
+            raise typer.Exit(2) from None
+        except UserError as error:
+            _complain(error)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            _complain("Interrupted. What is finished is kept; the same command continues from there.", label="")
+            raise typer.Exit(130) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if os.environ.get("ENHANCER_TRACEBACK") == "1":
+                raise
+            what = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+            _complain(f"Unexpected: {what[:600]} This is a fault of the program, or of a library; set ENHANCER_TRACEBACK=1 to "
+                      f"see where.")
+            raise typer.Exit(1) from None
+
+    return run
+
+
+def _complain(message: object, label: str = "error: ") -> None:
+    if os.environ.get("ENHANCER_TRACEBACK") == "1" and isinstance(message, UserError):
+        import traceback
+
+        traceback.print_exc()
+    rich.console.Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{label}[/red]{escape(str(message))}")
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+@app.command()
+@guarded
+def run(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False, quiet: Quiet = False) -> None:
+    """Run a recipe from beginning to end; run it again to continue after an interruption.
+
+    enhancer run quickstart
+
+    enhancer run mine.yaml seeds=[0,1,2] parallel_arms=2
+    """
+    _run(recipe, overrides, fresh, quiet)
+
+
+@app.command()
+@guarded
+def train(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False, quiet: Quiet = False) -> None:
+    """Run a recipe up to the trained and exported students, without evaluation and report.
+
+    enhancer train quickstart training.steps=200
+
+    `enhancer run` with the same recipe continues from here.
+    """
+    _run(recipe, overrides, fresh, quiet, until="train")
+
+
+def _run(name: str, overrides: list[str] | None, fresh: bool, quiet: bool, until: str | None = None) -> None:
+    from enhancer.jobs import load_recipe
+    from enhancer.recipe_schema import EnhanceRecipe
+
+    loaded = load_recipe(name, overrides or [])
+    console = Console(quiet)
+    stops = {} if until is None else {"until": until}
+    if stops and not isinstance(loaded.recipe, EnhanceRecipe):
+        raise RecipeError(f"{loaded.path}: only recipes of the job 'enhance' can stop at '{until}'; use `enhancer run`.")
+    try:
+        loaded.job.run(loaded.recipe, console, fresh=fresh, **stops)
+    except KeyboardInterrupt:
+        if isinstance(loaded.recipe, EnhanceRecipe):
+            from enhancer.runfolder import finished_so_far
+
+            _complain(finished_so_far(Path(loaded.recipe.output) / loaded.recipe.name), label="")
+        raise
+
+
+@app.command()
+@guarded
+def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Check a recipe and say what it needs (tokens, memory, disk, files) before any model loads.
+
+    enhancer validate quickstart training.batch_size=64
+    """
+    from enhancer.jobs import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if not loaded.job.validate(loaded.recipe, Console()):
+        raise typer.Exit(1)
+
+
+@app.command("ls")
+@guarded
+def list_(folder: Annotated[str, typer.Argument(help="Only recipes whose name begins like this.")] = "") -> None:
+    """List the shipped recipes with their purpose."""
+    table = rich.table.Table("recipe", "purpose", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for entry in list_recipes():
+        if entry.name.startswith(folder):
+            table.add_row(entry.name, escape(entry.purpose))
+    Console().print(table)
+
+
+@app.command()
+@guarded
+def cp(recipe: RecipeName, to: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
+    """Copy a shipped recipe to a file of yours to edit.
+
+    enhancer cp quickstart mine.yaml
+    """
+    source = find_recipe(recipe)
+    target = to / source.name if to.is_dir() else to
+    if target.exists():
+        raise UserError(f"{target} exists already; give another name.")
+    from enhancer.runfolder import write_text
+
+    write_text(target, source.read_text(encoding="utf-8"))
+    Console().print(f"{target}: edit it, then `enhancer validate {target}`.", markup=False)
+
+
+@app.command()
+@guarded
+def keys(prefix: Annotated[str, typer.Argument(help="Only keys that begin like this, e.g. teacher.extraction")] = "",
+         job: Annotated[str, typer.Option(help="The job whose recipe keys are listed.")] = "enhance") -> None:
+    """List the keys of a recipe: type, default, limits and effect.
+
+    enhancer keys training.alignment
+    """
+    from enhancer.jobs import find_job
+    from enhancer.recipe import describe
+
+    rows = describe(find_job(job).schema)
+    found = [row for row in rows if row.path.startswith(prefix)]
+    if not found:
+        nearest = nearest_name(prefix, [row.path for row in rows])
+        raise RecipeError(f"No key begins with '{prefix}'." + (f" Did you mean '{nearest}'?" if nearest else ""))
+    table = rich.table.Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("key", no_wrap=True)
+    for heading in ("default", "allowed", "effect"):
+        table.add_column(heading)
+    for row in found:
+        table.add_row(escape(row.path), escape(row.default), escape(row.limits or row.type), escape(row.help))
+    Console().print(table)
+
+
+# ---- parts of the way ----------------------------------------------------------------------------
+
+@app.command()
+@guarded
+def extract(
+    arguments: Annotated[Optional[list[str]], typer.Argument(
+        metavar="RECIPE KEY=VALUE", help="A recipe, or with --video only keys such as teacher.extraction.steps=10.",
+        show_default=False)] = None,
+    video: Annotated[Optional[Path], typer.Option(help="One video file instead of a recipe.")] = None,
+    text: Annotated[Optional[str], typer.Option(help="The text whose words are looked for in --video.")] = None,
+    teacher: Annotated[Optional[str], typer.Option(help="Teacher for --video: `world`, a diffusers folder or hub name.")] = None,
+    out: Annotated[Path, typer.Option(help="Prior store for --video.")] = Path("priors"),
+    fresh: Fresh = False, quiet: Quiet = False,
+) -> None:
+    """Take motion priors from the teacher: for a recipe's training data, or for one video.
+
+    enhancer extract quickstart
+
+    enhancer extract --video bikes.mp4 --text "Which way do the bikes go?" teacher.sampling.end=4
+    """
+    arguments = list(arguments or [])
+    if video is None:
+        if not arguments or "=" in arguments[0]:
+            raise typer.BadParameter("give a RECIPE, or --video FILE with --text TEXT")
+        _run(arguments[0], arguments[1:], fresh, quiet, until="priors")
+        return
+    if text is None:
+        raise typer.BadParameter("--video needs --text: the words that are looked for")
+    from enhancer.commands.extract import extract_video
+
+    extract_video(video, text, teacher, out, arguments, Console(quiet))
+
+
+@app.command()
+@guarded
+def evaluate(
+    model: Annotated[str, typer.Option(help="Student: a model folder, hub name, or `world`.")],
+    data: Annotated[Path, typer.Option(help="Multiple-choice questions (.json or .jsonl).")],
+    root: Annotated[Optional[Path], typer.Option(help="Folder of the videos; default: where --data is.")] = None,
+    protocol: Annotated[str, typer.Option(help="option_text or letter.")] = "option_text",
+    frames: Annotated[int, typer.Option(help="Frames a clip.", min=1)] = 8,
+    fps: Annotated[Optional[float], typer.Option(help="Frames a second, at most --frames of them.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions asked together.", min=1)] = 32,
+    limit: Annotated[Optional[int], typer.Option(help="Only the first questions.", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for answers.jsonl and scores.json.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Ask a model multiple-choice questions about videos.
+
+    enhancer evaluate --model runs/quickstart/arms/vdm/seed0/model --data worlds/mine/test.json
+    """
+    from enhancer.commands.models import evaluate_model
+
+    evaluate_model(model, data, root, protocol, frames, fps, batch_size, limit, threads, out, Console(quiet))
+
+
+@app.command()
+@guarded
+def export(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+           to: Annotated[Path, typer.Argument(help="The new model folder.")],
+           arm: Annotated[str, typer.Option(help="Which student.")] = "vdm",
+           seed: Annotated[Optional[int], typer.Option(help="Which training seed; default: the first.")] = None) -> None:
+    """Copy a trained student out of a run and verify that stock transformers loads it.
+
+    enhancer export runs/quickstart my-model --arm vdm
+    """
+    from enhancer.commands.models import export_model
+
+    export_model(run_folder, to, arm, seed, Console())
+
+
+@app.command()
+@guarded
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
+    """Write report.html of a run folder again, from its files only."""
+    from enhancer.report import write_report
+
+    Console().print(f"report: {write_report(run_folder)}", markup=False)
+
+
+@world_app.command("make")
+@guarded
+def world_make(folder: Annotated[Path, typer.Argument(help="Where the clips go.")], overrides: Overrides = None,
+               quiet: Quiet = False) -> None:
+    """Make labelled motion clips with questions; the same settings give the same files.
+
+    enhancer world make worlds/mine train_clips=200 test_clips=60 seed=3
+    """
+    from enhancer.commands.world import make
+
+    make(folder, overrides or [], Console(quiet))
+
+
+@app.command()
+@guarded
+def doctor(output: Annotated[Path, typer.Option(help="Folder that runs shall be written to.")] = Path("runs")) -> None:
+    """Check this machine: versions, memory, disk, video codecs, shipped models."""
+    from enhancer.doctor import examine
+
+    if not examine(output, Console()):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The `enhancer` command."""
+    # a closed pipe (`enhancer ls | head`) is no fault
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""From samples to training batches: clips, prompts, and the attention rows to capture.
+
+A batch is what `Student.encode` returns plus one entry, NOTES, that carries what the
+alignment needs. Samples are taken by index alone, so arms that differ in λ or in the source
+of their priors see the same batches.
+
+Legend: B samples of a batch, W words of a prior.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from enhancer.data.samples import Problem, Sample
+from enhancer.video.clip import Clip, FrameCache, Sampling
+from vdm_priors.errors import ClipError, SampleError
+from vdm_priors.grid import TokenGrid
+from vdm_priors.prior import MotionPrior
+from vlm_hooks.capture import CaptureRequest
+from vlm_hooks.words import WordMatch, match_words
+
+NOTES = "notes"
+Priors = Callable[[Sample], MotionPrior | None]
+
+
+@dataclass
+class Item:
+    """One sample with its decoded clip; problems: samples that it stands in for."""
+
+    sample: Sample
+    clip: Clip
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass
+class BatchNotes:
+    """What a batch carries beside the model's inputs: all lists [B], request None without priors."""
+
+    ids: list[str]
+    problems: list[Problem]  # samples left out
+    remarks: list[Problem]  # samples used, with something to know about them
+    request: CaptureRequest | None = None
+    matches: list[WordMatch | None] = field(default_factory=list)
+    grids: list[TokenGrid] = field(default_factory=list)
+    priors: list[MotionPrior | None] = field(default_factory=list)
+
+
+def check_texts(samples: Sequence[Sample], student: Any) -> tuple[list[Sample], dict[str, Any], list[Problem]]:
+    """Samples whose texts the student can take, their prompts by id, and the others as problems."""
+    usable, prompts, problems = [], {}, []
+    for sample in samples:
+        try:
+            prompts[sample.id] = student.prompt(sample.question)
+            student.prompt(sample.answer)  # an answer must be free of control tokens just as well
+            usable.append(sample)
+        except SampleError as error:
+            problems.append(Problem(sample.id, str(error)))
+    return usable, prompts, problems
+
+
+class TrainingClips(Dataset):
+    """Samples with decoded frames. A sample that cannot be used is replaced by the next usable
+    one, always the same, so that batches keep their size and arms stay comparable."""
+
+    def __init__(self, samples: Sequence[Sample], prompts: dict[str, Any], student: Any, sampling: Sampling, cache: FrameCache) -> None:
+        self.samples = samples
+        self._prompts = prompts
+        self._student = _without_weights(student)
+        self._sampling = sampling
+        self._cache = cache
+        self._fitting: set[str] = set()
+        self._problems: dict[str, Problem] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Item:
+        problems: list[Problem] = []
+        for offset in range(len(self.samples)):
+            sample = self.samples[(index + offset) % len(self.samples)]
+            if sample.id not in self._problems:
+                try:
+                    clip = self._cache.get(sample.video, self._sampling)
+                    self._check_length(sample, clip)
+                    return Item(sample, clip, problems)
+                except (ClipError, SampleError) as error:
+                    self._problems[sample.id] = Problem(sample.id, f"{error} (Another sample is trained on in its place.)")
+            problems.append(self._problems[sample.id])
+        listed = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3])
+        raise SampleError(f"None of the {len(self.samples)} training samples can be used: {listed}")
+
+    def _check_length(self, sample: Sample, clip: Clip) -> None:
+        if sample.id in self._fitting:
+            return
+        student = self._student
+        frames, height, width, _ = clip.frames.shape
+        visual = student.num_video_tokens(frames, height, width)
+        text = len(student.tokenizer(self._prompts[sample.id].text + sample.answer + student.end_token)["input_ids"])
+        length = text - 1 + visual  # the one placeholder becomes the visual tokens
+        if length > student.max_length:
+            raise SampleError(
+                f"The sample has {length} tokens ({visual} visual tokens of {frames} frames of {width}×{height} pixels), more than the "
+                f"model's {student.max_length}. Visual tokens are never cut off: lower sampling.frames or the processor's frame size."
+            )
+        self._fitting.add(sample.id)
+
+
+class Collator:
+    """Items to a batch for the model; with priors, also the rows to capture."""
+
+    def __init__(self, student: Any, prompts: dict[str, Any], priors: Priors | None, layers: Sequence[int] | None) -> None:
+        self._student = _without_weights(student)
+        self._prompts = prompts
+        self._priors = priors
+        self._layers = layers
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        samples, clips = [item.sample for item in items], [item.clip for item in items]
+        prompts = [self._prompts[sample.id] for sample in samples]
+        ids = [sample.id for sample in samples]
+        encoding = self._student.encode(clips, [p.text for p in prompts], [s.answer for s in samples], names=ids)
+        notes = BatchNotes(
+            ids=ids,
+            problems=[problem for item in items for problem in item.problems],
+            remarks=[Problem(item.sample.id, note) for item in items for note in item.clip.notes],
+        )
+        if self._priors is not None:
+            self._plan_alignment(notes, samples, prompts, clips, encoding)
+        return {**encoding.inputs, NOTES: notes}
+
+    def _plan_alignment(self, notes: BatchNotes, samples, prompts, clips, encoding) -> None:
+        notes.grids, columns = self._student.grids(encoding.inputs, clips)
+        notes.priors = [self._priors(sample) for sample in samples]
+        for b, (sample, prior) in enumerate(zip(samples, notes.priors, strict=True)):
+            if prior is None:
+                notes.matches.append(None)
+                notes.remarks.append(Problem(sample.id, "has no prior: trained on its answer alone"))
+                continue
+            places = ((sample.question, prompts[b].question_start), (sample.answer, encoding.answer_starts[b]))
+            match = match_prior(prior, *places, encoding.texts[b], encoding.offsets[b])
+            notes.matches.append(match)
+            if match.unmatched:
+                words = ", ".join(prior.words[i].text for i in match.unmatched)
+                notes.remarks.append(Problem(sample.id, f"words not aligned: {words}" + (f" ({match.reason})" if match.reason else "")))
+        rows = [[] if match is None else match.rows for match in notes.matches]
+        notes.request = CaptureRequest.from_positions(rows, columns, layers=self._layers)
+
+
+def match_prior(
+    prior: MotionPrior, question: tuple[str, int], answer: tuple[str, int], text: str, offsets: Sequence[tuple[int, int]]
+) -> WordMatch:
+    """The student's tokens of a prior's words, where the prior's text is the question, the answer,
+    or begins with the one and ends with the other.
+
+    question, answer: the text and its first character in `text`, the student's prompt + answer;
+    offsets: characters of every sequence position. Any other text has all words unmatched.
+    """
+    (asked, _), (told, _) = question, answer
+    if prior.text == asked:
+        places = [(0, *question)]
+    elif prior.text == told:
+        places = [(0, *answer)]
+    elif prior.text.startswith(asked) and prior.text.endswith(told) and len(prior.text) > len(asked) + len(told):
+        places = [(0, *question), (len(prior.text) - len(told), *answer)]
+    else:
+        reason = f"the prior is of the text {prior.text[:60]!r}, which is neither the sample's question nor its answer"
+        return WordMatch([], list(range(len(prior.words))), reason)
+
+    pairs, reasons = {}, []
+    for shift, part, start in places:
+        inside = [i for i, word in enumerate(prior.words) if word.start >= shift and word.end <= shift + len(part)]
+        words = [replace(prior.words[i], start=prior.words[i].start - shift, end=prior.words[i].end - shift) for i in inside]
+        found = match_words(words, part, text, offsets, start)
+        pairs.update({inside[i]: positions for i, positions in found.pairs})
+        reasons += [found.reason] if found.reason else []
+    unmatched = [i for i in range(len(prior.words)) if i not in pairs]
+    return WordMatch([(i, pairs[i]) for i in sorted(pairs)], unmatched, "; ".join(reasons))
+
+
+class PriorCache:
+    """Priors by sample id, the least recently used dropped first, bounded in bytes of maps."""
+
+    def __init__(self, priors: Priors, max_bytes: int = 256 << 20) -> None:
+        self._load = priors
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[str, MotionPrior | None] = OrderedDict()
+
+    def __call__(self, sample: Sample) -> MotionPrior | None:
+        if sample.id in self._kept:
+            self._kept.move_to_end(sample.id)
+            return self._kept[sample.id]
+        prior = self._load(sample)
+        self._kept[sample.id] = prior
+        self._bytes += _size(prior)
+        while self._bytes > self._max_bytes:
+            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        return prior
+
+
+def _size(prior: MotionPrior | None) -> int:
+    return 0 if prior is None else prior.maps.nbytes
+
+
+def _without_weights(student: Any) -> Any:
+    """The student with its config only, on the CPU: batches may be made in worker processes,
+    which cannot use the training device; the Trainer moves them there."""
+    light = copy.copy(student)
+    light.model = SimpleNamespace(config=student.model.config, device="cpu")
+    return light

@@ -1,0 +1,1 @@
+"""Work of single commands that is more than a call."""

@@ -1,0 +1,101 @@
+"""`enhancer extract --video FILE --text TEXT`: one prior, and what can be said about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich.table
+from rich.markup import escape
+
+from enhancer.console import Console
+from enhancer.data.samples import Sample
+from enhancer.recipe import apply_override, build, option
+from enhancer.recipe_schema import TeacherSettings
+from enhancer.shipped import fingerprint, quiet_libraries, teacher_path
+from enhancer.sources import SourceContext, build_source, fill_store
+from vdm_priors.errors import RecipeError, UserError
+from vdm_priors.prior import MotionPrior
+from vdm_priors.store import PriorStore
+
+
+@dataclass
+class VideoExtraction:
+    """The keys that may be changed on the command line."""
+
+    teacher: TeacherSettings = option(TeacherSettings())
+    threads: int = option(1, "CPU threads", min=1, max=1024)
+
+
+def extract_video(video: Path, text: str, teacher: str | None, out: Path, overrides: list[str], console: Console) -> str:
+    """Makes (or reuses) the prior of one video and text, prints what it is, and returns its key."""
+    import torch
+
+    settings = _settings(teacher, overrides)
+    if not text.strip():
+        raise UserError("--text is empty; give the words to look for in the video.")
+    torch.set_num_threads(settings.threads)
+    quiet_libraries()
+    path = teacher_path(settings.teacher.model)
+
+    def load():
+        from vdm_priors.families import load_teacher
+
+        console.note(f"loading the teacher {path}")
+        return load_teacher(path)
+
+    sample = Sample(id=video.name, video=video, question=text.strip(), answer="NA")
+    context = SourceContext(
+        samples=[sample], store=PriorStore(out), sampling=settings.teacher.sampling.sampling(),
+        teacher_fingerprint=fingerprint(path), load_teacher=load, settings=settings.teacher.extraction, batch_size=1,
+        size=tuple(settings.teacher.size) if settings.teacher.size else None)
+    clip = context.frames.get(video, context.sampling)  # a bad file is told before the teacher loads
+    with console.bar("extracting", 1, "clip") as bar:
+        filled = fill_store(build_source("vdm", context), [sample], context.store, progress=bar)
+    if filled.problems:
+        raise UserError(filled.problems[0].reason)
+    key = filled.rows[0][1]
+    _describe(context.store.get(key), clip.duration, clip.notes, console)
+    console.print(f"{'reused' if filled.reused else 'stored'}: {context.store.path(key)}", markup=False, soft_wrap=True)
+    return key
+
+
+def _settings(teacher: str | None, overrides: list[str]) -> VideoExtraction:
+    raw: dict = {}
+    for override in overrides:
+        apply_override(raw, override)
+    if teacher is not None:
+        raw.setdefault("teacher", {})["model"] = teacher
+    settings = build(VideoExtraction, raw, "the keys on the command line")
+    if settings.teacher.text != "question":
+        raise RecipeError("teacher.text: with --video the text is that of --text; leave the key out.")
+    if settings.teacher.store is not None:
+        raise RecipeError("teacher.store: with --video the store is that of --out; leave the key out.")
+    return settings
+
+
+def _describe(prior: MotionPrior, duration: float, notes: list[str], console: Console) -> None:
+    facts = prior.provenance
+    seconds = facts["seconds"]
+    listed = ", ".join(f"{t:.2f}" for t in seconds)
+    console.print(f"sampled {len(seconds)} frames of {duration:.2f} s, at seconds {listed}", markup=False)
+    for note in notes:
+        console.warn(note)
+    table = rich.table.Table("word", "motion score", "mean", "fluctuation", "kept", box=None, padding=(0, 2, 0, 0))
+    for word in facts["word_scores"]:
+        style = "bold" if word["selected"] else "dim"
+        table.add_row(escape(word["text"]), f"{word['score']:.3g}", f"{word['mean']:.3g}", f"{word['fluctuation']:.3g}",
+                      "yes" if word["selected"] else "", style=style)
+    console.print(table)
+    if facts.get("not_covered"):
+        console.warn(f"beyond the teacher's text limit, so without a prior: {', '.join(facts['not_covered'])}")
+    heads = facts.get("head_scores")
+    if heads:
+        kept = [i for i, selected in enumerate(heads["selected"]) if selected]
+        console.print(f"motion-sensitive heads: {', '.join(map(str, kept))} of {len(heads['selected'])}", markup=False)
+    quality = facts.get("reconstruction") or {}
+    if "psnr_db" in quality:
+        console.print(f"reconstruction after inversion: {quality['psnr_db']:.1f} dB PSNR, latent relative L2 "
+                      f"{quality['latent_relative_l2']:.3f}", markup=False)
+    frames, rows, columns = prior.grid.shape
+    console.print(f"prior: {len(prior.words)} words × {frames} frames × {rows} rows × {columns} columns", markup=False)

@@ -1,0 +1,343 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from enhancer.collate import NOTES, Collator, PriorCache, TrainingClips, check_texts, match_prior
+from enhancer.data.samples import Sample
+from enhancer.training import AlignmentSettings, TrainSettings, remove_checkpoints, train
+from enhancer.video.clip import FrameCache, Sampling
+from tests.vlm_hooks.tiny_student import tiny_student
+from vdm_priors.errors import SampleError, UserError
+from vdm_priors.grid import TokenGrid, frame_spans
+from vdm_priors.prior import MotionPrior
+from vdm_priors.words import Word, split_words
+
+SAMPLING = Sampling(frames=4)
+FAST = TrainSettings(
+    steps=3, batch_size=2, learning_rate_llm=3e-3, learning_rate_merger=3e-3, learning_rate_vision=1e-3, log_every=1, warmup=0.0, schedule="constant"
+)
+
+
+def write_video(path, seed, frames=4):
+    pixels = np.random.default_rng(seed).integers(0, 256, (frames, 32, 32, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width = stream.height = 32
+        for picture in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    answers = ["up", "down", "to the left", "up", "round", "it stops"]
+    return [Sample(f"s{n}", write_video(folder / f"{n}.mp4", n), f"Where goes ball {n}?", answer) for n, answer in enumerate(answers)]
+
+
+@pytest.fixture(scope="module")
+def cache():
+    return FrameCache()
+
+
+def prior_of(sample: Sample, words: list[Word] | None = None, text: str | None = None) -> MotionPrior:
+    text = sample.question if text is None else text
+    words = split_words(text) if words is None else words
+    grid = TokenGrid.regular(frame_spans([0.0, 0.25, 0.5, 0.75], 1.0), 2, 2)
+    maps = torch.rand(len(words), *grid.shape, generator=torch.Generator().manual_seed(len(sample.id)))
+    return MotionPrior(text, words, maps, grid, torch.ones(len(words)))
+
+
+def run(samples, folder, cache, settings=FAST, priors=prior_of, student=None, **how):
+    student = student or tiny_student()
+    result = train(student, samples, settings, folder, priors, SAMPLING, cache, **how)
+    return {name: p.detach().clone() for name, p in student.model.named_parameters()}, result
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+LAMBDA0 = replace(FAST, alignment=AlignmentSettings(weight=0.0))
+
+
+def test_history_has_both_losses_and_the_answer_loss_falls(samples, cache, tmp_path):
+    ticks = []
+    settings = replace(FAST, steps=12, batch_size=6)
+    _, result = run(samples, tmp_path, cache, settings, progress=lambda *tick: ticks.append(tick))
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows == result.history and [row["step"] for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["ar_loss"] + row["alignment_loss"], rel=1e-5)
+        assert row["words_matched"] == row["words_total"] == 6 * 4 and 0 < row["video_mass"] < 1
+    assert rows[-1]["ar_loss"] < 0.7 * rows[0]["ar_loss"]
+    assert rows[-1]["alignment_loss"] < rows[0]["alignment_loss"]
+    assert result.problems == [] and ticks[-1][:2] == (12, 12) and "alignment" in ticks[-1][2]
+
+
+def test_lambda_zero_captures_nothing_and_sees_the_same_batches(samples, cache, tmp_path):
+    aligned, with_prior = run(samples, tmp_path / "a", cache)
+    plain, without = run(samples, tmp_path / "b", cache, LAMBDA0)
+    assert not same(aligned, plain)
+    row, other = without.history[0], with_prior.history[0]
+    assert row["alignment_loss"] is None and row["video_mass"] is None and row["loss"] == row["ar_loss"]
+    # same samples, same weights at the first step: the same answer loss, bit for bit
+    assert row["ar_loss"] == other["ar_loss"]
+
+
+def test_a_seed_gives_the_same_weights_and_another_one_another_order(samples, cache, tmp_path):
+    first, _ = run(samples, tmp_path / "a", cache, seed=1)
+    again, _ = run(samples, tmp_path / "b", cache, seed=1)
+    other, _ = run(samples, tmp_path / "c", cache, seed=2)
+    assert same(first, again) and not same(first, other)
+
+
+def gradients(samples, folder, cache, batch_size, accumulate):
+    """Gradients of the first step, caught before the optimizer."""
+    from transformers import TrainerCallback
+
+    from enhancer import trainer as module
+
+    caught = {}
+
+    class Catch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            caught.update({name: p.grad.clone() for name, p in model.named_parameters()})
+
+    class Watched(module.AlignedTrainer):
+        def __init__(self, **how):
+            super().__init__(**how)
+            self.add_callback(Catch())
+            caught["aligner"] = self.aligner
+
+    settings = replace(FAST, steps=1, batch_size=batch_size, accumulate=accumulate, max_grad_norm=0.0)
+    original, module.AlignedTrainer = module.AlignedTrainer, Watched
+    try:
+        _, result = run(samples, folder, cache, settings)
+    finally:
+        module.AlignedTrainer = original
+    del caught["aligner"]
+    return caught, result.history[0]
+
+
+def test_accumulation_changes_no_gradient(samples, cache, tmp_path):
+    # answers of different lengths, and a sample without a prior would break a mean of means
+    def priors(sample):
+        return None if sample.id == "s2" else prior_of(sample)
+
+    one, row_one = gradients(samples, tmp_path / "a", cache, 6, 1)
+    six, row_six = gradients(samples, tmp_path / "b", cache, 1, 6)
+    assert len(one) == len(six) > 10
+    for name, gradient in one.items():
+        assert torch.allclose(gradient, six[name], rtol=1e-3, atol=1e-6 + 1e-4 * float(gradient.abs().max())), name
+    for key in ("loss", "ar_loss", "alignment_loss", "video_mass"):
+        assert row_one[key] == pytest.approx(row_six[key], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "row", "conv3d", "identity"])
+def test_every_aligner_trains(samples, cache, tmp_path, kind):
+    settings = replace(FAST, steps=1, alignment=AlignmentSettings(aligner=kind, layers=[-1]))
+    _, result = run(samples, tmp_path, cache, settings)
+    assert math.isfinite(result.history[0]["alignment_loss"])
+
+
+def test_learning_rate_zero_freezes_a_part(samples, cache, tmp_path):
+    student = tiny_student()
+    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    after, _ = run(samples, tmp_path, cache, replace(FAST, learning_rate_vision=0.0), student=student)
+    for part, members in student.parts().items():
+        moved = [not torch.equal(before[name], after[name]) for name, _ in members]
+        assert not any(moved) if part == "vision" else all(moved), part
+    assert all(p.requires_grad and p.grad is None for p in student.model.parameters())
+
+
+def test_parameter_groups(samples, cache, tmp_path, monkeypatch):
+    from enhancer.trainer import AlignedTrainer
+
+    groups = []
+    original = AlignedTrainer.create_optimizer
+
+    def spy(self, model=None):
+        optimizer = original(self, model)
+        groups[:] = [(g["weight_decay"], len(g["params"]), {p.ndim > 1 for p in g["params"]}) for g in optimizer.param_groups]
+        return optimizer
+
+    monkeypatch.setattr(AlignedTrainer, "create_optimizer", spy)
+    student = tiny_student()
+    run(samples, tmp_path, cache, replace(FAST, steps=1), student=student)
+    assert all(matrices == {decay > 0} for decay, _, matrices in groups)
+    assert sum(count for _, count, _ in groups) == len(list(student.model.parameters())) + 6  # the aligner's 3 layers
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_resume_gives_the_same_weights_bit_for_bit(samples, cache, tmp_path, aligned):
+    settings = replace(FAST if aligned else LAMBDA0, steps=5, schedule="cosine", save_every=2)
+    whole, full = run(samples, tmp_path / "whole", cache, settings)
+
+    def stop(done, total, text):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(samples, tmp_path / "cut", cache, settings, progress=stop)
+    half_written = tmp_path / "cut" / "checkpoints" / "checkpoint-4"
+    half_written.mkdir()
+    resumed, result = run(samples, tmp_path / "cut", cache, settings)
+    assert result.start_step == 2
+    assert same(whole, resumed)
+    steps = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in steps] == [row["loss"] for row in full.history]
+    finished, result = run(samples, tmp_path / "cut", cache, settings)
+    assert result.start_step == 5 and same(whole, finished) and len(result.history) == 5
+    config = (tmp_path / "cut" / "checkpoints" / "checkpoint-5" / "config.json").read_text()
+    assert "motion_capture" not in config
+    remove_checkpoints(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_training_is_not_taken(samples, cache, tmp_path):
+    settings = replace(LAMBDA0, steps=2, save_every=1)
+    run(samples, tmp_path, cache, settings)
+    with pytest.raises(UserError, match="other settings, samples or seed"):
+        run(samples, tmp_path, cache, settings, seed=5)
+    _, result = run(samples, tmp_path, cache, replace(settings, resume=False), seed=5)
+    assert result.start_step == 0 and len(result.history) == 2
+
+
+def test_gradient_checkpointing_and_workers_change_nothing(samples, cache, tmp_path):
+    plain, _ = run(samples, tmp_path / "a", cache)
+    checkpointed, _ = run(samples, tmp_path / "b", cache, replace(FAST, gradient_checkpointing=True))
+    workers, _ = run(samples, tmp_path / "c", cache, replace(FAST, workers=1))
+    assert same(plain, workers)
+    for name in plain:
+        assert torch.allclose(plain[name], checkpointed[name], atol=1e-5), name
+
+
+def test_a_bad_clip_is_listed_and_replaced_by_the_next(samples, cache, tmp_path):
+    bad = replace(samples[1], id="bad", video=tmp_path / "none.mp4")
+    control = replace(samples[2], id="words", question="Where <|im_end|> is it?")
+    _, result = run([samples[0], bad, samples[2], control], tmp_path / "run", cache, replace(LAMBDA0, steps=3), priors=None)
+    reasons = {p.id: p.reason for p in result.problems}
+    assert set(reasons) == {"bad", "words"}
+    assert "none.mp4" in reasons["bad"] and "in its place" in reasons["bad"] and "control token" in reasons["words"]
+    with pytest.raises(SampleError, match="None of the 1 training samples"):
+        run([bad], tmp_path / "b", cache, LAMBDA0)
+    with pytest.raises(SampleError, match="no sample to train on: words"):
+        run([control], tmp_path / "c", cache, LAMBDA0)
+
+
+def test_a_sample_that_is_too_long_is_told_before_encoding(samples, cache):
+    student = tiny_student()
+    long = replace(samples[0], id="long", question="why " * 600)
+    usable, prompts, _ = check_texts([long, samples[1]], student)
+    clips = TrainingClips(usable, prompts, student, SAMPLING, cache)
+    item = clips[0]
+    assert item.sample.id == "s1" and "2048" in item.problems[0].reason
+    # the check counts as the processor does
+    batch = Collator(student, prompts, None, None)([clips[1]])
+    text = len(student.tokenizer(prompts["s1"].text + "down" + student.end_token)["input_ids"])
+    assert batch["input_ids"].shape[1] == text - 1 + student.num_video_tokens(*item.clip.frames.shape[:3])
+    assert batch[NOTES].ids == ["s1"] and batch[NOTES].request is None
+
+
+def test_missing_priors(samples, cache, tmp_path):
+    def some(sample):
+        return prior_of(sample) if sample.id in ("s0", "s1") else None
+
+    def policy(name):
+        return replace(FAST, alignment=AlignmentSettings(missing_prior=name))
+
+    _, result = run(samples, tmp_path / "a", cache, policy("ar_only"), some)
+    assert {r.id for r in result.remarks} == {"s2", "s3", "s4", "s5"} and result.problems == []
+    _, result = run(samples, tmp_path / "b", cache, policy("skip"), some)
+    assert {p.id for p in result.problems} == {"s2", "s3", "s4", "s5"}
+    with pytest.raises(SampleError, match="4 samples have no prior .s2, s3"):
+        run(samples, tmp_path / "c", cache, policy("fail"), some)
+    with pytest.raises(UserError, match="no prior to align to"):
+        run(samples, tmp_path / "d", cache, FAST, None)
+
+
+def test_priors_of_other_texts_stop_the_run(samples, cache, tmp_path):
+    with pytest.raises(UserError, match="6 of 6 words .*neither the sample's question nor its answer"):
+        run(samples[:3], tmp_path, cache, replace(FAST, batch_size=3, steps=1), lambda s: prior_of(s, text="another question"))
+
+
+def test_a_nan_loss_names_the_batch(samples, cache, tmp_path):
+    student = tiny_student()
+    with torch.no_grad():
+        student.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"became nan at step 1, in the batch of the samples s\d, s\d"):
+        run(samples, tmp_path, cache, LAMBDA0, student=student)
+
+
+def test_an_alignment_that_can_teach_nothing_stops_the_run(samples, cache, tmp_path):
+    frozen = replace(FAST, learning_rate_llm=0.0, learning_rate_merger=0.0, learning_rate_vision=0.0)
+    with pytest.raises(UserError, match="All learning rates are 0"):
+        run(samples, tmp_path, cache, frozen)
+
+    def detached(request):
+        return torch.zeros(len(request.rows), request.rows.shape[1], request.columns.shape[1])
+
+    from vlm_hooks.capture import CaptureRequest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CaptureRequest, "mean", detached)
+        with pytest.raises(UserError, match="no gradient"):
+            run(samples, tmp_path, cache)
+
+
+def test_settings_that_do_not_fit_the_student(samples, cache, tmp_path):
+    with pytest.raises(UserError, match="decoder layers 0 to 2"):
+        run(samples, tmp_path, cache, replace(FAST, alignment=AlignmentSettings(layers=[3])))
+    eager = tiny_student(attn="eager")
+    with pytest.raises(UserError, match="cannot be captured"):
+        run(samples, tmp_path, cache, student=eager)
+
+
+def test_an_unwritable_folder(samples, cache, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        run(samples, tmp_path / "file" / "run", cache)
+
+
+# -- words of question and answer -----------------------------------------------------
+
+
+def characters(text):
+    return [(i, i + 1) for i in range(len(text))]
+
+
+def test_words_of_a_prior_of_question_and_answer():
+    question, answer = "Where to?", "to Rome"
+    prompt = f"<q>{question}</q>{answer}"
+    sample = Sample("x", None, question, answer)
+    prior = prior_of(sample, text=f"{question} {answer}")
+    match = match_prior(prior, (question, 3), (answer, 16), prompt, characters(prompt))
+    assert [(prior.words[i].text, "".join(prompt[p] for p in positions)) for i, positions in match.pairs] == [
+        ("Where", "Where"), ("to", "to"), ("to", "to"), ("Rome", "Rome")
+    ]  # fmt: skip
+    assert match.pairs[1][1][0] < 12 < match.pairs[2][1][0] and match.unmatched == []
+    only_answer = match_prior(prior_of(sample, text=answer), (question, 3), (answer, 16), prompt, characters(prompt))
+    assert [positions[0] for _, positions in only_answer.pairs] == [16, 19]
+
+
+def test_prior_cache_is_bounded():
+    loads = []
+
+    def load(sample):
+        loads.append(sample.id)
+        return prior_of(sample)
+
+    a, b = (Sample(name, None, "one two", "x") for name in "ab")
+    cache = PriorCache(load, max_bytes=prior_of(a).maps.nbytes)
+    for sample in (a, a, b, a):
+        cache(sample)
+    assert loads == ["a", "b", "a"]

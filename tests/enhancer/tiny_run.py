@@ -1,0 +1,86 @@
+"""Small clips, small random models and a small recipe, so that a test runs the whole job in seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from types import ModuleType
+
+import av
+import numpy as np
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "tokenizers"
+QUESTIONS = ["Which way does the red square move?", "Where does the square go at the end?"]
+
+
+def module(path: str) -> ModuleType:
+    """A helper of another test folder."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, TESTS / path)
+    loaded = importlib.util.module_from_spec(spec)
+    __import__("sys").modules.setdefault(Path(path).stem, loaded)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@cache
+def teacher_folder() -> Path:
+    if not (TOKENIZERS / "t5").is_dir():
+        pytest.skip(f"the real T5 tokenizer is not at {TOKENIZERS}")
+    return module("vdm_priors/tiny_teacher.py").build_tiny_teacher(Path(mkdtemp(prefix="tiny-teacher-")))
+
+
+@cache
+def student_folder() -> Path:
+    return Path(module("vlm_hooks/tiny_student.py").tiny_folder())
+
+
+def write_video(path: Path, frames: int = 9, size: tuple[int, int] = (32, 32), seed: int = 0, fps: int = 8) -> Path:
+    """A square that moves over noise, as an H.264 file."""
+    rng = np.random.default_rng(seed)
+    background = rng.integers(0, 120, (*size, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"threads": "1", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for n in range(frames):
+            image = background.copy()
+            x = (n * 2 + 3 * seed) % (size[1] - 8)
+            image[8:16, x:x + 8] = (220, 30, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def write_data(root: Path, train: int = 4, test: int = 3) -> Path:
+    """A data folder of conversations: <root>/train.json and test.json."""
+    (root / "videos").mkdir(parents=True)
+    for split, count in (("train", train), ("test", test)):
+        rows = []
+        for n in range(count):
+            name = f"videos/{split}{n}.mp4"
+            write_video(root / name, seed=n + 10 * (split == "test"))
+            answer = ["left", "right"][n % 2]
+            rows.append({"id": f"{split}{n}", "video": name, "options": ["left", "right", "up"], "question_type": ["MR", "LM"][n % 2],
+                         "conversations": [{"from": "human", "value": f"<video>\n{QUESTIONS[n % 2]}"},
+                                           {"from": "gpt", "value": answer}]})
+        (root / f"{split}.json").write_text(json.dumps(rows))
+    return root
+
+
+def recipe_values(folder: Path, **changes) -> dict:
+    """Plain values of a small recipe that writes to `folder`/runs/tiny."""
+    values = {
+        "name": "tiny", "output": str(folder / "runs"), "data": {"root": str(folder / "data")},
+        "teacher": {"model": str(teacher_folder()), "sampling": {"frames": 9}, "batch_size": 2,
+                    "extraction": {"steps": 2, "reconstruction": False}},
+        "student": {"model": str(student_folder()), "sampling": {"frames": 4}},
+        "training": {"steps": 2, "batch_size": 2, "learning_rate_llm": 1e-3},
+        "arms": [{"name": "lambda0"}, {"name": "vdm", "source": "vdm"}, {"name": "shuffled", "source": "shuffled"}],
+        "evaluate": {"batch_size": 8}, "examples": 1,
+    }
+    return {**values, **changes}

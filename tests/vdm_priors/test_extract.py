@@ -1,0 +1,182 @@
+"""Extraction from clips to priors: words, maps, heads, batches, artifacts, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.vdm_priors.tiny_teacher import random_clip, tiny_teacher
+from vdm_priors.errors import ClipError, RecipeError, SampleError
+from vdm_priors.extract import ExtractionSettings, extract_priors
+from vdm_priors.harvest import HarvestRequest, harvest
+from vdm_priors.inversion import invert, reconstruct
+from vdm_priors.prior import MotionPrior
+from vdm_priors.tokens import motion_scores
+
+TEXT = "The red circle's moving left, then stops."
+FAST = ExtractionSettings(steps=2, reconstruction=False)
+
+
+def test_prior_against_a_plain_run():
+    """Maps by hand: invert, denoise, harvest, mean over all heads, mean over a word's tokens."""
+    teacher, clip = tiny_teacher(), random_clip()
+    settings = replace(FAST, head_selection=False, token_selection=False)
+    (prior,) = extract_priors(teacher, [clip], [TEXT], settings)
+    latents = teacher.encode_video(teacher.prepare_frames(clip.frames))
+    embeds, offsets = teacher.encode_text([TEXT])
+    empty, _ = teacher.encode_text([""])
+    trajectory = invert(teacher, latents, empty, 2)
+    with harvest(teacher, HarvestRequest(16, batch_index=[0])) as harvested:
+        reconstruct(teacher, trajectory, embeds, empty)
+    maps = harvested.t2v[0].mean(0).unflatten(1, (3, 4, 4))
+    assert [word.text for word in prior.words] == ["The", "red", "circle's", "moving", "left", "then", "stops"]
+    for word, found in zip(prior.words, prior.maps, strict=True):
+        tokens = [i for i, (a, b) in enumerate(offsets[0]) if a < b and word.start <= a < word.end]
+        torch.testing.assert_close(found, maps[tokens].mean(0), atol=1e-6, rtol=0)
+    assert len([t for t in offsets[0] if 8 <= t[0] < 16 and t[1] > t[0]]) == 3  # circle ' s
+    assert prior.grid == teacher.token_grid(clip.times, clip.duration, clip.box)
+    assert torch.equal(prior.weight, torch.ones(7))
+
+
+def test_head_and_token_selection(tmp_path):
+    teacher = tiny_teacher()
+    (prior,) = extract_priors(teacher, [random_clip()], [TEXT], FAST)
+    heads = prior.provenance["head_scores"]
+    assert sum(heads["selected"]) == 1 and all(len(heads[k]) == 2 for k in ("dfc", "tcs", "dsr", "score"))
+    assert heads["selected"][max(range(2), key=lambda h: heads["score"][h])]
+    words = prior.provenance["word_scores"]
+    assert [w["text"] for w in words if w["selected"]] == [w.text for w in prior.words]
+    assert 0 < len(prior.words) < len(words) == 7
+    assert min(w["score"] for w in words if w["selected"]) >= max(
+        w["score"] for w in words if not w["selected"]
+    )
+    prior.save(tmp_path / "prior.safetensors")
+    assert MotionPrior.load(tmp_path / "prior.safetensors").words == prior.words
+    (wide,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, head_scope="layer_head"))
+    assert len(wide.provenance["head_scores"]["selected"]) == 4
+    assert sum(wide.provenance["head_scores"]["selected"]) == 2
+
+
+def test_words_can_be_the_scored_unit():
+    teacher = tiny_teacher()
+    everything = replace(FAST, token_unit="word", token_selection=False)
+    (full,) = extract_priors(teacher, [random_clip()], [TEXT], everything)
+    (prior,) = extract_priors(teacher, [random_clip()], [TEXT], replace(everything, token_selection=True))
+    scores = motion_scores(full.maps)
+    torch.testing.assert_close(
+        torch.tensor([w["score"] for w in full.provenance["word_scores"]]), scores
+    )
+    best = sorted(scores.argsort(descending=True)[:4].tolist())  # ⌈0.5 · 7⌉
+    assert [w.text for w in prior.words] == [full.words[i].text for i in best]
+
+
+def test_a_batch_gives_what_single_clips_give():
+    teacher = tiny_teacher()
+    clips = [random_clip(seed=1), random_clip(height=20, width=70, seed=2)]
+    texts = [TEXT, "Does it spin?"]
+    together = extract_priors(teacher, clips, texts, FAST)
+    for clip, text, prior in zip(clips, texts, together, strict=True):
+        (alone,) = extract_priors(teacher, [clip], [text], FAST)
+        assert alone.words == prior.words
+        torch.testing.assert_close(alone.maps, prior.maps, atol=1e-6, rtol=1e-3)
+    again = extract_priors(teacher, clips, texts, FAST)
+    assert all(torch.equal(a.maps, b.maps) for a, b in zip(together, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"direction": "v2t"},
+        {"direction": "both"},
+        {"harvest_at": "inversion"},
+        {"guidance": 1.0},
+        {"memory": False},
+        {"guidance": 1.0, "memory": False},
+        {"memory_columns": "own"},
+        {"rows": 5},
+        {"rows": "all", "mask_radius": 0, "mask_own_frame": False},
+        {"steps": 3},
+    ],
+)
+def test_every_option_changes_the_prior(changes):
+    teacher = tiny_teacher()
+    base = replace(FAST, token_selection=False, head_selection="rows" in changes)
+    one, other = (
+        extract_priors(teacher, [random_clip()], [TEXT], settings)[0]
+        for settings in (base, replace(base, **changes))
+    )
+    assert other.maps.isfinite().all() and (other.maps >= 0).all()
+    if "rows" in changes:  # which head wins may be the same; what it won by is not
+        assert one.provenance["head_scores"]["dfc"] != other.provenance["head_scores"]["dfc"]
+    else:
+        assert (one.maps - other.maps).abs().max() > 1e-6
+    assert other.provenance["settings"] == vars(replace(base, **changes))
+
+
+def test_inversion_harvest_runs_no_denoising():
+    teacher = tiny_teacher()
+    told = []
+    settings = replace(FAST, harvest_at="inversion")
+    (prior,) = extract_priors(
+        teacher, [random_clip()], [TEXT], settings, on_step=lambda *step: told.append(step)
+    )
+    assert told == [("inversion", 0, 2), ("inversion", 1, 2)]
+    assert prior.provenance["reconstruction"] == {"psnr_db": None, "latent_relative_l2": None}
+
+
+def test_artifacts_and_reconstruction_quality():
+    teacher, clip = tiny_teacher(), random_clip()
+    settings = ExtractionSettings(steps=2)
+    (kept,) = extract_priors(teacher, [clip], [TEXT], settings, keep=True)
+    assert kept.frames.shape == kept.reconstruction.shape == (9, 32, 32, 3)
+    assert kept.frames.dtype == kept.reconstruction.dtype == torch.uint8
+    assert kept.inverted.shape == (3, 4, 8, 8)
+    quality = kept.prior.provenance["reconstruction"]
+    error = ((kept.frames.double() - kept.reconstruction.double()) / 255).square().mean()
+    assert quality["psnr_db"] == pytest.approx(float(-10 * error.log10()), abs=0.05)
+    assert quality["latent_relative_l2"] > 0
+    (fast,) = extract_priors(teacher, [clip], [TEXT], FAST, keep=True)
+    assert fast.reconstruction is None
+    assert fast.prior.provenance["reconstruction"]["psnr_db"] is None
+    assert fast.prior.provenance["reconstruction"]["latent_relative_l2"] == pytest.approx(
+        quality["latent_relative_l2"]
+    )
+
+
+def test_provenance_says_what_was_seen():
+    teacher = tiny_teacher()
+    long_text = "Which way does the small green triangle move before it touches the big yellow square twice?"
+    (prior,) = extract_priors(teacher, [random_clip()], [long_text], FAST)
+    said = prior.provenance
+    assert said["seconds"] == [i / 8 for i in range(9)] and said["source"] == "vdm"
+    assert said["not_covered"][-1] == "twice" and "Which" not in said["not_covered"]
+    assert said["fingerprint"] == teacher.fingerprint() and said["frame_size"] == [32, 32]
+    assert set(said["versions"]) == {"torch", "diffusers", "transformers"}
+    (sized,) = extract_priors(teacher, [random_clip()], [TEXT], FAST, size=(16, 48))
+    assert sized.grid.shape == (3, 2, 6)
+
+
+def test_processors_are_restored_after_extraction():
+    teacher = tiny_teacher()
+    before = dict(teacher.transformer.attn_processors)
+    extract_priors(teacher, [random_clip()], [TEXT], FAST)
+    assert all(teacher.transformer.attn_processors[k] is p for k, p in before.items())
+
+
+def test_refusals():
+    teacher = tiny_teacher()
+    with pytest.raises(ClipError, match="not 8. Sample 5 or 9"):
+        extract_priors(teacher, [random_clip(8)], [TEXT], FAST)
+    with pytest.raises(ClipError, match="same number of frames"):
+        extract_priors(teacher, [random_clip(5), random_clip(9)], [TEXT, TEXT], FAST)
+    for text in ("", "?!", "  "):
+        with pytest.raises(SampleError, match="no word"):
+            extract_priors(teacher, [random_clip()], [text], FAST)
+    with pytest.raises(RecipeError, match="steps must lie in.*direction must be one of.*rows must match"):
+        extract_priors(
+            teacher, [random_clip()], [TEXT], ExtractionSettings(steps=0, direction="x", rows="some")
+        )
+    with pytest.raises(ValueError, match="one text per clip"):
+        extract_priors(teacher, [random_clip()], [], FAST)

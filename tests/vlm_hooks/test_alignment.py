@@ -1,0 +1,300 @@
+"""Alignment: losses and aligners by plain formulas, batches by a plain loop, gradients."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+
+from tests.vlm_hooks.tiny_student import make_clip, tiny_student
+from vdm_priors.errors import UserError
+from vdm_priors.grid import TokenGrid, regrid
+from vdm_priors.prior import MotionPrior
+from vdm_priors.words import Word, split_words
+from vlm_hooks.alignment import (
+    ALIGNERS,
+    LOSSES,
+    align_batch,
+    alignment_loss,
+    build_aligner,
+    normalize_rows,
+    row_losses,
+)
+from vlm_hooks.capture import CaptureRequest, capture
+from vlm_hooks.words import WordMatch, match_words
+
+
+def make_grid(frames, rows, columns, duration=2.0, valid=None):
+    edges = torch.linspace(0, duration, frames + 1, dtype=torch.float64)
+    spans = torch.stack([edges[:-1], edges[1:]], dim=1)
+    return TokenGrid.regular(spans, rows, columns, valid=valid)
+
+
+def make_prior(words, grid, seed=0, weight=None):
+    generator = torch.Generator().manual_seed(seed)
+    text = " ".join(f"w{i}" for i in range(words))
+    maps = torch.rand(words, *grid.shape, generator=generator)
+    weight = torch.ones(words) if weight is None else torch.tensor(weight)
+    return MotionPrior(text, split_words(text), maps, grid, weight)
+
+
+class Captured:
+    """Stands for a CaptureRequest after the forward."""
+
+    def __init__(self, rows_brc):
+        self.rows_brc = rows_brc
+
+    def mean(self):
+        return self.rows_brc
+
+
+# --- losses ------------------------------------------------------------------------------
+
+
+def test_losses_equal_their_formulas():
+    torch.manual_seed(0)
+    a, p = (normalize_rows(torch.rand(3, 2, 4, 5)) for _ in range(2))
+    for kind in LOSSES:
+        got = row_losses(a, p, kind)
+        for w in range(3):
+            x, y = a[w].flatten().tolist(), p[w].flatten().tolist()
+            middle = [(i + j) / 2 for i, j in zip(x, y, strict=True)]
+            square = sum((i - j) ** 2 for i, j in zip(x, y, strict=True))
+
+            def kl(first, second):
+                return sum(i * math.log(i / j) for i, j in zip(first, second, strict=True))
+
+            expected = {
+                "l2": math.sqrt(square),
+                "mse": square,
+                "kl": kl(y, x),
+                "js": (kl(y, middle) + kl(x, middle)) / 2,
+                "cosine": 1
+                - sum(i * j for i, j in zip(x, y, strict=True))
+                / math.sqrt(sum(i * i for i in x) * sum(j * j for j in y)),
+            }[kind]
+            assert got[w].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_equal_rows_have_no_distance_and_a_finite_gradient(kind):
+    rows = torch.rand(2, 1, 3, 3, requires_grad=True)
+    loss = alignment_loss(rows, rows.detach() * 7, kind)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-5) and rows.grad.isfinite().all()
+
+
+def test_normalisation_none_compares_raw_mass():
+    rows = torch.rand(2, 1, 3, 3)
+    raw = alignment_loss(rows, rows * 2, "l2", normalize="none")
+    assert raw == rows.flatten(1).norm(dim=1).mean()
+    for kind in ("kl", "js"):
+        with pytest.raises(UserError, match='normalize "row"'):
+            alignment_loss(rows, rows, kind, normalize="none")
+
+
+def test_weights_scale_words_and_are_not_divided_out():
+    a, p = torch.rand(2, 1, 2, 2), torch.rand(2, 1, 2, 2)
+    each = row_losses(normalize_rows(a), normalize_rows(p))
+    got = alignment_loss(a, p, weight=torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(got, each[0] * 0.5 / 2)
+    assert alignment_loss(a[:0], p[:0]) == 0
+
+
+def test_wrong_names_and_shapes_are_refused():
+    rows = torch.rand(1, 1, 2, 2)
+    with pytest.raises(UserError, match="alignment loss 'l3': choose one of l2"):
+        alignment_loss(rows, rows, "l3")
+    with pytest.raises(UserError, match="normalisation 'rows'"):
+        alignment_loss(rows, rows, normalize="rows")
+    with pytest.raises(UserError, match="aligner 'mlp': choose one of pointwise"):
+        build_aligner("mlp")
+    with pytest.raises(UserError, match="grid shape"):
+        build_aligner("row")
+    with pytest.raises(ValueError, match="one grid"):
+        alignment_loss(rows, torch.rand(1, 1, 2, 3))
+
+
+# --- aligners ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALIGNERS)
+def test_aligners_start_as_identity_and_learn(kind):
+    torch.manual_seed(0)
+    aligner = build_aligner(kind, (2, 3, 4), hidden=16)
+    rows = normalize_rows(torch.rand(5, 2, 3, 4)).requires_grad_()
+    assert torch.equal(aligner(rows), rows)
+    if kind == "identity":
+        return
+    target = normalize_rows(torch.rand(5, 2, 3, 4)) if kind == "row" else rows.detach() * 1.5
+    optimizer = torch.optim.Adam(aligner.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss = row_losses(aligner(rows), target).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in aligner.parameters())
+
+
+def test_pointwise_treats_cells_alike_and_any_grid():
+    torch.manual_seed(0)
+    aligner = build_aligner("pointwise")
+    torch.nn.init.normal_(aligner.net[-1].weight)
+    rows = torch.rand(2, 1, 3, 4)
+    turned = aligner(rows.flip(3)).flip(3)
+    torch.testing.assert_close(aligner(rows), turned)
+    assert aligner(torch.rand(1, 5, 2, 2)).shape == (1, 5, 2, 2)
+
+
+def test_row_aligner_refuses_another_grid():
+    with pytest.raises(UserError, match=r"\(2, 3, 4\) cells, but a prior has \(1, 2, 2\)"):
+        build_aligner("row", (2, 3, 4))(torch.rand(1, 1, 2, 2))
+
+
+# --- batches -------------------------------------------------------------------------------
+
+
+def plain_align(rows_brc, matches, grids, priors, kind, normalize, mode):
+    """The definition, word by word."""
+    total, mass = 0.0, []
+    for b, (match, prior) in enumerate(zip(matches, priors, strict=True)):
+        if match is None or prior is None or not match.pairs:
+            continue
+        at, losses = 0, []
+        for index, positions in match.pairs:
+            tokens = rows_brc[b, at : at + len(positions)]
+            at += len(positions)
+            mass += tokens.sum(dim=1).tolist()
+            row = tokens.mean(dim=0)[: grids[b].num_tokens].reshape(1, *grids[b].shape)
+            row = normalize_rows(regrid(row, grids[b], prior.grid, mode), normalize)
+            target = prior.maps[index : index + 1] * prior.grid.valid
+            target = normalize_rows(target, normalize)
+            losses.append(row_losses(row, target, kind)[0] * prior.weight[index])
+        total = total + torch.stack(losses).mean()
+    return total / len(matches), sum(mass) / len(mass)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("mode", ["overlap", "trilinear"])
+def test_batch_equals_a_plain_loop(kind, mode):
+    torch.manual_seed(0)
+    valid = torch.rand(3, 4, 4) > 0.2
+    prior_grids = [make_grid(3, 4, 4, valid=valid), make_grid(2, 3, 5)]
+    grids = [make_grid(4, 2, 3), make_grid(4, 2, 3), make_grid(2, 3, 3), make_grid(4, 2, 3)]
+    priors = [
+        make_prior(3, prior_grids[0], 0),
+        make_prior(2, prior_grids[0], 1, [0.25, 1.0]),
+        make_prior(2, prior_grids[1], 2),
+        None,
+    ]
+    matches = [
+        WordMatch([(0, [5]), (2, [7, 8, 9])], [1]),
+        WordMatch([(0, [3, 4]), (1, [6])], []),
+        WordMatch([(1, [2])], [0]),
+        WordMatch([(0, [2])], []),
+    ]
+    rows = torch.rand(4, 4, 24)
+    rows[2, :, 18:] = 0  # a shorter grid: padded columns
+    result = align_batch(Captured(rows), matches, grids, priors, None, kind, "row", mode)
+    loss, mass = plain_align(rows, matches, grids, priors, kind, "row", mode)
+    torch.testing.assert_close(result.loss, loss)
+    assert result.video_mass.item() == pytest.approx(mass)
+    assert (result.words_matched, result.words_total) == (5, 7)
+
+
+def test_division_for_accumulation_does_not_change_the_loss():
+    torch.manual_seed(0)
+    grid, rows = make_grid(2, 2, 2), torch.rand(4, 3, 8)
+    priors = [make_prior(3, grid, seed) for seed in range(3)] + [None]
+    matches = [WordMatch([(i, [i]) for i in range(n)], []) for n in (1, 3, 2)] + [None]
+    whole = align_batch(Captured(rows), matches, [grid] * 4, priors).loss
+    parts = [
+        align_batch(Captured(rows[b : b + 1]), matches[b : b + 1], [grid], priors[b : b + 1]).loss
+        for b in range(4)
+    ]
+    torch.testing.assert_close(whole, torch.stack(parts).mean())
+
+
+def test_no_words_give_a_zero_that_can_be_differentiated():
+    rows = torch.rand(2, 0, 8, requires_grad=True)
+    grid = make_grid(2, 2, 2)
+    silent = make_prior(1, grid)
+    silent.maps.zero_()
+    cases = [([None, None], [None, None], 0), ([WordMatch([], [0])] * 2, [silent] * 2, 2)]
+    for matches, priors, total in cases:
+        result = align_batch(Captured(rows), matches, [grid] * 2, priors)
+        result.loss.backward()
+        assert result.loss == 0 and (result.words_matched, result.words_total) == (0, total)
+    rows = torch.rand(1, 1, 8)
+    result = align_batch(Captured(rows), [WordMatch([(0, [4])], [])], [grid], [silent])
+    assert result.words_matched == 0 and result.loss == 0
+
+
+def test_aligned_rows_have_a_smaller_loss_than_shuffled_ones():
+    grid = make_grid(2, 4, 4)
+    priors = [make_prior(2, grid, seed) for seed in range(3)]
+    matches = [WordMatch([(0, [0]), (1, [1])], [])] * 3
+    rows = torch.stack([prior.maps.flatten(1) for prior in priors]) * 0.01
+    right = align_batch(Captured(rows), matches, [grid] * 3, priors).loss
+    wrong = align_batch(Captured(rows.roll(1, 0)), matches, [grid] * 3, priors).loss
+    swapped = align_batch(Captured(rows.flip(1)), matches, [grid] * 3, priors).loss
+    assert right < 1e-6 < wrong and swapped > 1e-3
+
+
+# --- through the model -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aligner_kind", ["pointwise", "identity", "conv3d"])
+def test_gradient_reaches_every_captured_layer(aligner_kind):
+    student = tiny_student()
+    question = "Does the ball roll?"
+    prompt = student.prompt(question)
+    clips = [make_clip(4), make_clip(5, 48, 32)]
+    encoding = student.encode(clips, [prompt.text] * 2, ["yes", "no"])
+    grids, columns = student.grids(encoding.inputs, clips)
+    ball = question.index("ball")
+    words = [Word("ball", ball, ball + 4), Word("roll", ball + 5, ball + 9)]
+    prior_grid = make_grid(3, 4, 4)
+    priors = [
+        MotionPrior(question, words, torch.rand(2, 3, 4, 4), prior_grid, torch.ones(2))
+        for _ in clips
+    ]
+    matches = [
+        match_words(words, question, text, offsets, prompt.question_start)
+        for text, offsets in zip(encoding.texts, encoding.offsets, strict=True)
+    ]
+    request = CaptureRequest.from_positions([m.rows for m in matches], columns)
+    with capture(student.model):
+        student.model(**encoding.inputs, motion_capture=request)
+    aligner = build_aligner(aligner_kind)
+    result = align_batch(request, matches, grids, priors, aligner)
+    assert (result.words_matched, result.words_total) == (4, 4)
+    assert 0 < result.video_mass < 1
+    result.loss.backward()
+    for layer in student.model.model.language_model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            assert projection.weight.grad.abs().max() > 0
+    visual = student.model.model.visual
+    assert visual.merger.mlp[0].weight.grad.abs().max() > 0
+    assert visual.patch_embed.proj.weight.grad.abs().max() > 0
+
+
+def test_a_batch_of_the_worlds_size_is_quick():
+    """32 samples × 4 words of equal grids are one group: 4 ms alone, twice that is allowed."""
+    grid, prior_grid = make_grid(4, 4, 4), make_grid(3, 8, 8)
+    priors = [make_prior(4, make_grid(3, 8, 8), seed) for seed in range(32)]
+    assert priors[0].grid == prior_grid and priors[0].grid is not priors[1].grid
+    matches = [WordMatch([(i, [i, i + 9]) for i in range(4)], [])] * 32
+    rows = torch.rand(32, 8, 64, requires_grad=True)
+    aligner = build_aligner("pointwise")
+    seconds = []
+    for _ in range(10):
+        started = time.process_time()
+        align_batch(Captured(rows), matches, [grid] * 32, priors, aligner)
+        seconds.append(time.process_time() - started)
+    assert min(seconds) < 0.008

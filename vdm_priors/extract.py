@@ -1,0 +1,239 @@
+"""From clips and their texts to motion priors: the teacher's whole way for one batch.
+
+frames -> latents -> inversion -> denoising with harvest -> head set -> words -> MotionPrior
+(METHOD.md, Algorithm 1, steps 1-3). Importing this file loads no model library.
+
+Legend: B clips, H heads, T text tokens, F×h×w token grid, S = F·h·w, N words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vdm_priors.errors import ClipError
+from vdm_priors.grid import TokenGrid
+from vdm_priors.harvest import Harvest, HarvestRequest, harvest
+from vdm_priors.heads import sample_rows
+from vdm_priors.inversion import InversionTrajectory, invert, reconstruct
+from vdm_priors.prior import MotionPrior
+from vdm_priors.selection import TeacherText, choose_heads, choose_words, read_text, text_maps
+from vdm_priors.settings import ExtractionSettings
+
+__all__ = ["ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_priors"]
+
+ALL_ROWS_BELOW = 4096  # vision tokens up to which rows: auto takes every row (METHOD.md)
+AUTO_ROWS = 512
+HIGHEST_PSNR = 100.0  # dB; an exact reconstruction has no finite one
+VERSIONS_OF = ("torch", "diffusers", "transformers")
+
+
+class ClipLike(Protocol):
+    """frames uint8 [N, H, W, 3]; times [N] and duration in seconds; box (top, left, bottom, right)."""
+
+    frames: Any
+    times: list[float]
+    duration: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass
+class ExtractionArtifacts:
+    """A prior and what made it, at the teacher's frame size.
+
+    frames uint8 [N, h·r, w·r, 3]: the clip as the teacher saw it; inverted float32 [F, C, h, w]:
+    the noise the inversion ended at; reconstruction uint8 like frames, None if
+    settings.reconstruction is off.
+    """
+
+    prior: MotionPrior
+    frames: Tensor
+    inverted: Tensor
+    reconstruction: Tensor | None
+
+
+def extract_priors(
+    teacher: Any,
+    clips: Sequence[ClipLike],
+    texts: Sequence[str],
+    settings: ExtractionSettings | None = None,
+    *,
+    keep: bool = False,
+    size: tuple[int, int] | None = None,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> list[MotionPrior] | list[ExtractionArtifacts]:
+    """One MotionPrior per clip and text, all clips in one batch; with `keep`, ExtractionArtifacts.
+
+    Clips may differ in picture size, which is resized whole to `size` (height, width; default the
+    teacher's own), but not in their number of frames. `on_step(phase, step, steps)` is told of
+    every step. A prior's maps are the mean of its word's token rows over the selected heads,
+    float32 on the CPU; it holds the selected words only. Draws nothing at random but the query
+    rows, from settings.seed; a clip's prior does not depend on the others of the batch (beyond
+    rounding).
+    Raises RecipeError for settings, ClipError for a number of frames the teacher cannot take,
+    SampleError for a text without a word it can read, ModelError for NaN or infinite numbers.
+    """
+    settings = settings or ExtractionSettings()
+    settings.validate()
+    _check_batch(teacher, clips, texts)
+    embeds, offsets = teacher.encode_text(texts)
+    read = [read_text(text, spans) for text, spans in zip(texts, offsets, strict=True)]
+    pixels = torch.cat([teacher.prepare_frames(clip.frames, size) for clip in clips])
+    grids = [teacher.token_grid(clip.times, clip.duration, clip.box, size) for clip in clips]
+    latents = teacher.encode_video(pixels)
+    request = _request(grids[0], read, settings)
+
+    harvested, trajectory, rebuilt = _run_teacher(
+        teacher, latents, embeds, request, settings, on_step
+    )
+    quality, decoded = _reconstruction(teacher, pixels, latents, rebuilt, settings)
+    common = {
+        "source": "vdm",
+        "model": teacher.folder.name,
+        "fingerprint": teacher.fingerprint(),
+        "settings": asdict(settings),
+        "frame_size": list(pixels.shape[-2:]),
+        "versions": {name: version(name) for name in VERSIONS_OF},
+    }
+    results = []
+    for index, clip in enumerate(clips):
+        head_set, heads_report = choose_heads(harvested, request.rows, index, grids[index], settings)
+        maps_tfhw = text_maps(harvested, index, head_set).unflatten(1, grids[index].shape)
+        words, maps, words_report = choose_words(
+            maps_tfhw, read[index], grids[index], settings
+        )
+        prior = MotionPrior(
+            text=read[index].text,
+            words=words,
+            maps=maps,
+            grid=grids[index],
+            weight=torch.ones(len(words)),
+            provenance={
+                **common,
+                "seconds": [float(t) for t in clip.times],
+                "head_scores": heads_report,
+                "word_scores": words_report,
+                "reconstruction": quality[index],
+                "not_covered": read[index].not_covered(),
+            },
+        )
+        prior.validate()
+        results.append(
+            ExtractionArtifacts(
+                prior,
+                frames=_to_frames(pixels[index]),
+                inverted=trajectory.noise[index].cpu(),
+                reconstruction=None if decoded is None else decoded[index],
+            )
+            if keep
+            else prior
+        )
+    return results
+
+
+# ---- the teacher's forwards --------------------------------------------------------------------
+
+
+def _run_teacher(
+    teacher: Any,
+    latents: Tensor,
+    embeds: Tensor,
+    request: HarvestRequest,
+    settings: ExtractionSettings,
+    on_step: Callable[[str, int, int], None] | None,
+) -> tuple[Harvest, InversionTrajectory, Tensor | None]:
+    """Invert and denoise; harvest in one of the two. Latents are None if nothing was denoised."""
+
+    def told(phase: str) -> Callable[[int, int, Tensor], None] | None:
+        if on_step is None:
+            return None
+        return lambda step, t, x: on_step(phase, step, settings.steps)
+
+    empty = teacher.encode_text([""])[0].expand(len(latents), -1, -1)
+
+    def denoise(trajectory: InversionTrajectory) -> Tensor:
+        return reconstruct(
+            teacher, trajectory, embeds, empty, settings.guidance, settings.memory,
+            on_step=told("denoise"),
+        )
+
+    if settings.harvest_at == "denoise":
+        # the empty prompt leaves the clip's content to the latents, and needs no guidance pass
+        trajectory = invert(teacher, latents, empty, settings.steps, told("inversion"))
+        with harvest(teacher, request) as harvested:
+            rebuilt = denoise(trajectory)
+        return harvested, trajectory, rebuilt
+    # the rows of a text exist only where the network reads it
+    with harvest(teacher, request) as harvested:
+        trajectory = invert(teacher, latents, embeds, settings.steps, told("inversion"))
+    return harvested, trajectory, denoise(trajectory) if settings.reconstruction else None
+
+
+def _request(
+    grid: TokenGrid, read: list[TeacherText], settings: ExtractionSettings
+) -> HarvestRequest:
+    rows = settings.rows
+    if rows == "auto":
+        rows = "all" if grid.num_tokens < ALL_ROWS_BELOW else AUTO_ROWS
+    return HarvestRequest(
+        text_tokens=max(text.last_token for text in read) + 1,
+        rows=sample_rows(grid, rows, settings.seed) if settings.head_selection else None,
+        direction=settings.direction,
+        batch_index=range(len(read)),  # the text entries of reconstruct's batch
+        head_scope=settings.head_scope,
+        memory_columns=settings.memory_columns,
+    )
+
+
+def _reconstruction(
+    teacher: Any,
+    pixels: Tensor,
+    latents: Tensor,
+    rebuilt: Tensor | None,
+    settings: ExtractionSettings,
+) -> tuple[list[dict[str, float | None]], Tensor | None]:
+    """Per clip latent relative L2 and PSNR in dB, None where not measured; frames if decoded.
+
+    Frames are uint8 [B, N, H, W, 3].
+    """
+    quality: list[dict[str, float | None]]
+    quality = [{"psnr_db": None, "latent_relative_l2": None} for _ in latents]
+    if rebuilt is None:
+        return quality, None
+    for index, (x, x0) in enumerate(zip(rebuilt, latents, strict=True)):
+        size = x0.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        quality[index]["latent_relative_l2"] = float((x - x0).norm() / size)
+    if not settings.reconstruction:
+        return quality, None
+    decoded = teacher.decode(rebuilt).clamp(-1, 1)
+    for index, (y, original) in enumerate(zip(decoded, pixels, strict=True)):
+        error = float(((y - original) / 2).square().mean())  # of a signal of peak 1
+        psnr = -10 * torch.tensor(max(error, 1e-10)).log10()
+        quality[index]["psnr_db"] = min(float(psnr), HIGHEST_PSNR)
+    return quality, torch.stack([_to_frames(y) for y in decoded])
+
+
+def _to_frames(pixels: Tensor) -> Tensor:
+    """[3, N, h, w] in [-1, 1] -> uint8 [N, h, w, 3] on the CPU."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu()
+
+
+def _check_batch(teacher: Any, clips: Sequence[ClipLike], texts: Sequence[str]) -> None:
+    if not clips or len(clips) != len(texts):
+        raise ValueError(
+            f"extract_priors: one text per clip is needed, got {len(clips)} clips and "
+            f"{len(texts)} texts."
+        )
+    counts = sorted({len(clip.frames) for clip in clips})
+    for count in counts:
+        teacher.check_frames(count)
+    if len(counts) > 1:
+        raise ClipError(
+            f"Clips of one batch must have the same number of frames, got {counts}. Sample the "
+            f"same number from each, or extract them in separate batches."
+        )

@@ -1,0 +1,131 @@
+"""Which heads and which words make a prior: MHS and MTTI applied to one clip's harvest.
+
+Legend: H heads, T text tokens, F×h×w token grid, S = F·h·w, N words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vdm_priors.errors import SampleError
+from vdm_priors.grid import TokenGrid
+from vdm_priors.harvest import Harvest
+from vdm_priors.heads import MotionMask, head_metrics, select_heads
+from vdm_priors.settings import ExtractionSettings
+from vdm_priors.tokens import motion_terms, select_tokens
+from vdm_priors.words import Word, split_words, tokens_of_words
+
+
+@dataclass(frozen=True)
+class TeacherText:
+    """A clip's text, its words, and the positions of the teacher's tokens of each word."""
+
+    text: str
+    words: list[Word]
+    tokens: list[list[int]]
+    last_token: int
+
+    def not_covered(self) -> list[str]:
+        """Words without a token: beyond the teacher's text limit."""
+        pairs = zip(self.words, self.tokens, strict=True)
+        return [word.text for word, tokens in pairs if not tokens]
+
+
+def read_text(text: str, offsets: Sequence[tuple[int, int]]) -> TeacherText:
+    """Words of a text and their tokens. Raises SampleError if no word has a token."""
+    words = split_words(text)
+    tokens = tokens_of_words(words, offsets)
+    used = [token for of_word in tokens for token in of_word]
+    if not used:
+        raise SampleError(
+            f"The text {text!r} has no word that the teacher could look for. Give a text with at "
+            f"least one word."
+        )
+    return TeacherText(text, words, tokens, max(used))
+
+
+def choose_heads(
+    harvested: Harvest,
+    rows: Tensor | None,
+    clip: int,
+    grid: TokenGrid,
+    settings: ExtractionSettings,
+) -> tuple[Tensor | None, dict[str, list] | None]:
+    """Bool [H] of the selected heads and their report; None for all (MHS off)."""
+    if not settings.head_selection:
+        return None, None
+    mask = MotionMask(settings.mask_radius, settings.mask_own_frame)
+    metrics = head_metrics(harvested.v2v[clip], grid, mask, rows)
+    selected = select_heads(metrics, settings.head_ratio)
+    report = {
+        "dfc": metrics.dfc.tolist(),
+        "tcs": metrics.tcs.tolist(),
+        "dsr": metrics.dsr.tolist(),
+        "score": metrics.score().tolist(),
+        "selected": selected.tolist(),
+    }
+    return selected, report
+
+
+def text_maps(harvested: Harvest, clip: int, heads: Tensor | None) -> Tensor:
+    """[T, S] on the CPU: the clip's text-vision attention, mean over the selected heads.
+
+    For direction "both", the mean of the two corners with the vision rows' scaled to the text
+    rows' total mass, for a text row spreads one unit of mass and each vision row another one.
+    """
+
+    def mean(of_bhts: Tensor | None) -> Tensor | None:
+        if of_bhts is None:
+            return None
+        of_hts = of_bhts[clip]
+        return (of_hts if heads is None else of_hts[heads.to(of_hts.device)]).mean(dim=0).cpu()
+
+    text_rows, vision_rows = mean(harvested.t2v), mean(harvested.v2t)
+    if text_rows is None or vision_rows is None:
+        return vision_rows if text_rows is None else text_rows
+    return (text_rows + vision_rows * (text_rows.sum() / vision_rows.sum())) / 2
+
+
+def choose_words(
+    maps_tfhw: Tensor, read: TeacherText, grid: TokenGrid, settings: ExtractionSettings
+) -> tuple[list[Word], Tensor, list[dict[str, Any]]]:
+    """The motion-salient words, their maps [N, F, h, w], and the scores of all covered words.
+
+    token_unit "token": the best ⌈ratio⌉ of the tokens that belong to a word are kept (the
+    paper's T_m), and with each its word; the score reported is that of the word's best token.
+    "word": words are scored by their maps, the mean of their tokens' rows.
+    """
+    covered = [i for i, tokens in enumerate(read.tokens) if tokens]
+    word_maps = torch.stack([maps_tfhw[read.tokens[i]].mean(dim=0) for i in covered])
+    if settings.token_unit == "word":
+        mean, fluctuation = motion_terms(word_maps, grid.valid)
+        deciding = list(range(len(covered)))
+        kept = select_tokens(mean + fluctuation, settings.token_ratio)
+    else:
+        mean, fluctuation = motion_terms(maps_tfhw, grid.valid)
+        score = mean + fluctuation
+        deciding = [max(read.tokens[i], key=lambda t: float(score[t])) for i in covered]
+        eligible = torch.zeros(len(score), dtype=torch.bool)
+        eligible[[token for i in covered for token in read.tokens[i]]] = True
+        kept = select_tokens(score, settings.token_ratio, eligible)
+    report = []
+    for i, unit in zip(covered, deciding, strict=True):
+        word = read.words[i]
+        report.append(
+            {
+                "text": word.text,
+                "start": word.start,
+                "end": word.end,
+                "score": float(mean[unit] + fluctuation[unit]),
+                "mean": float(mean[unit]),
+                "fluctuation": float(fluctuation[unit]),
+                "selected": bool(kept[unit]) or not settings.token_selection,
+            }
+        )
+    chosen = [n for n, entry in enumerate(report) if entry["selected"]]
+    return [read.words[covered[n]] for n in chosen], word_maps[chosen], report

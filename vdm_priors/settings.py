@@ -1,0 +1,86 @@
+"""ExtractionSettings: every choice of how a prior is taken from the teacher.
+
+Fields carry `help`, `min`, `max`, `choices` or `pattern` as metadata, which the recipe engine
+shows and checks; `validate` checks the same where there is no recipe.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vdm_priors.errors import RecipeError
+from vdm_priors.harvest import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    pattern: str | None = None,
+) -> Any:
+    limits = {"help": help, "min": min, "max": max, "choices": choices, "pattern": pattern}
+    return field(default=default, metadata=limits)
+
+
+@dataclass
+class ExtractionSettings:
+    """Defaults are the paper's where it says (METHOD.md, table of open points)."""
+
+    steps: int = _option(5, "DDIM steps up to noise and down again", min=1, max=1000)
+    guidance: float = _option(6.0, "strength of the text while denoising; 1 or less saves a pass", min=0, max=100)
+    memory: bool = _option(True, "denoising sees the inverted clip's path (reference stream)")
+    memory_columns: str = _option(
+        "sum", "attention to the reference's cells: sum adds it to the same cells, own leaves it out",
+        choices=MEMORY_COLUMNS,
+    )
+    harvest_at: str = _option(
+        "denoise", "harvest while denoising, or already while inverting (5 times cheaper)",
+        choices=("denoise", "inversion"),
+    )
+    direction: str = _option(
+        "t2v", "text rows over vision (the paper's), vision rows over text, or both",
+        choices=DIRECTIONS,
+    )
+    rows: int | str = _option(
+        "auto", "vision query rows that heads are judged by: a number, all, or auto (all below "
+        "4096 tokens, else 512)", min=1, pattern="auto|all",
+    )
+    head_selection: bool = _option(True, "keep motion-sensitive heads only (MHS); false keeps all")
+    head_ratio: float = _option(0.5, "share of heads that is kept", min=0.001, max=1)
+    head_scope: str = _option(
+        "head", "head averages a head over layers (Algorithm 1), layer_head judges each layer's",
+        choices=HEAD_SCOPES,
+    )
+    token_selection: bool = _option(True, "keep motion-salient words only (MTTI); false keeps all")
+    token_ratio: float = _option(0.5, "share of tokens (or words) that is kept", min=0.001, max=1)
+    token_unit: str = _option(
+        "token", "score tokens and keep the words of the best (the paper's), or score words",
+        choices=("token", "word"),
+    )
+    mask_radius: int = _option(1, "cells around a place that count as the same place", min=0, max=1000)
+    mask_own_frame: bool = _option(True, "the motion mask includes the query's own frame")
+    reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
+    seed: int = _option(0, "seed of the sampled query rows", min=0)
+
+    def validate(self) -> None:
+        """Raises RecipeError naming every field that is out of its limits."""
+        faults = [fault for f in fields(self) if (fault := _fault(f.name, getattr(self, f.name), f.metadata))]
+        if faults:
+            raise RecipeError(f"Extraction settings: {'; '.join(faults)}. Correct them.")
+
+
+def _fault(name: str, value: Any, limits: Any) -> str | None:
+    if limits["choices"] and value not in limits["choices"]:
+        return f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}"
+    if limits["pattern"] and isinstance(value, str) and not re.fullmatch(limits["pattern"], value):
+        return f"{name} must match {limits['pattern']}, not {value!r}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = limits["min"], limits["max"]
+        if (low is not None and not value >= low) or (high is not None and not value <= high):
+            return f"{name} must lie in {low}..{'' if high is None else high}, not {value!r}"
+    return None
