@@ -11,6 +11,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from enhancer.evaluation.multiple_choice import evaluate
 from enhancer.evaluation.scores import summarise
 from enhancer.recipe_schema import CONTROL, ArmSettings, EnhanceRecipe
 from enhancer.runfolder import read_json, readable_write_errors, write_json, write_lines
-from enhancer.shipped import student_path
+from enhancer.shipped import student_path, torch_device
 from enhancer.table import BASE
 from enhancer.training import remove_checkpoints, train
 from enhancer.video.clip import FrameCache
@@ -72,6 +73,11 @@ def store_folder(run: Path, recipe: EnhanceRecipe) -> Path:
     return Path(recipe.teacher.store) if recipe.teacher.store else run / "priors"
 
 
+def loaded_student(folder: str, recipe: EnhanceRecipe) -> Any:
+    """A student in the recipe's number type, on its device."""
+    return load_student(folder, dtype=getattr(torch, recipe.student.dtype), device=torch_device(recipe.device))
+
+
 def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, samples: list[Sample],
               console: Console) -> list[Problem]:
     """Trains and exports one student, unless that is done; returns the samples it had to leave out."""
@@ -83,7 +89,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     weight = recipe.weight(arm)
     settings = dataclasses.replace(recipe.training, alignment=dataclasses.replace(recipe.training.alignment, weight=weight))
     priors = stored_priors(run, recipe, source_label(arm)) if weight > 0 else None
-    student = load_student(student_path(recipe.student.model), dtype=getattr(torch, recipe.student.dtype))
+    student = loaded_student(student_path(recipe.student.model), recipe)
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
         result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
                        frame_cache=FrameCache(), progress=bar, seed=seed)
@@ -106,7 +112,7 @@ def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, s
         return
     torch.set_num_threads(recipe.threads)
     folder = student_path(recipe.student.model) if arm == BASE else str(place / "model")
-    student = load_student(folder, dtype=getattr(torch, recipe.student.dtype))
+    student = loaded_student(folder, recipe)
     with console.bar("evaluate", len(samples), "question") as bar:
         rows = evaluate(student, samples, sampling=recipe.student.sampling.sampling(), frame_cache=FrameCache(),
                         batch_size=recipe.evaluate.batch_size, protocol=recipe.evaluate.protocol, progress=bar)

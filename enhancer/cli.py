@@ -19,7 +19,8 @@ import typer
 from rich.markup import escape
 
 from enhancer.console import Console
-from enhancer.recipe import find_recipe, list_recipes, nearest_name
+from enhancer.recipe import nearest_name
+from enhancer.recipe_files import find_recipe, list_recipes
 from vdm_priors.errors import RecipeError, UserError
 
 app = typer.Typer(

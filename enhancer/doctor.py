@@ -13,7 +13,7 @@ import rich.table
 from rich.markup import escape
 
 from enhancer.console import Console
-from enhancer.recipe import list_recipes, recipes_folder
+from enhancer.recipe_files import list_recipes, recipes_folder
 from enhancer.runfolder import machine, machine_memory, versions
 from enhancer.shipped import WORLD, student_path, teacher_path, weights_bytes
 from vdm_priors.errors import UserError

@@ -17,24 +17,22 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from enhancer.arms import arm_folder
+from enhancer.arms import arm_folder, loaded_student
 from enhancer.collate import match_prior
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import readable_write_errors
-from enhancer.shipped import student_path, teacher_path
+from enhancer.shipped import student_path
 from enhancer.sources import build_source, shared_text
 from enhancer.table import BASE
 from enhancer.video.clip import Clip, read_clip
 from vdm_priors.errors import UserError
 from vdm_priors.extract import extract_priors
-from vdm_priors.families import load_teacher
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
 from vlm_hooks.alignment import normalize_rows
 from vlm_hooks.capture import CaptureRequest, capture
-from vlm_hooks.families import load_student
 
 
 @dataclass
@@ -55,7 +53,7 @@ def write_examples(run: Path, recipe: EnhanceRecipe, data: Any, console: Console
     with console.bar("examples", len(chosen) * (1 + len(students)), "map") as bar:
         examples, problems = _priors(run, recipe, data, chosen, bar)
         for name, folder in students:  # one student in memory at a time
-            student = load_student(folder, dtype=getattr(torch, recipe.student.dtype))
+            student = loaded_student(folder, recipe)
             student.model.eval()
             for example in list(examples):
                 try:
@@ -96,13 +94,13 @@ def _priors(run: Path, recipe: EnhanceRecipe, data: Any, chosen: list[Sample], b
     if not sources:
         return [], [Problem("all", "no arm uses a prior, so there are no words to look at")]
     examples, problems = [], []
-    teacher = load_teacher(teacher_path(recipe.teacher.model)) if "vdm" in sources else None
+    context = source_context(run, recipe, chosen, data.truth, Console(quiet=True))
+    teacher = context.load_teacher() if "vdm" in sources else None
     for sample in chosen:
         try:
             if teacher is not None:
                 example = _from_teacher(teacher, recipe, sample)
             else:
-                context = source_context(run, recipe, chosen, data.truth, Console(quiet=True))
                 example = _from_source(sources[0], context, recipe, sample)
             examples.append(example)
         except UserError as error:

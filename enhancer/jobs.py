@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Callable
 
 from enhancer.console import Console
-from enhancer.recipe import build, find_recipe, nearest_name, read_raw
+from enhancer.recipe import build, nearest_name
+from enhancer.recipe_files import find_recipe, read_raw
 from vdm_priors.errors import RecipeError
 
 JOB_MODULES = ("enhancer.pipeline", "enhancer.world.jobs")

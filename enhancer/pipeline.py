@@ -21,7 +21,7 @@ from enhancer.preflight import preflight, print_preflight
 from enhancer.recipe import build
 from enhancer.recipe_schema import CONTROL, EnhanceRecipe
 from enhancer.runfolder import RunFolder, read_json, readable_write_errors, write_json
-from enhancer.shipped import fingerprint, quiet_libraries, student_path, teacher_path
+from enhancer.shipped import fingerprint, quiet_libraries, student_path, teacher_path, torch_device
 from enhancer.sources import SourceContext, build_source, fill_store
 from enhancer.table import BASE, make_table, rich_tables
 from enhancer.world import load_truth, make_world
@@ -146,6 +146,8 @@ def _needs_teacher(recipe: EnhanceRecipe) -> bool:
 
 def source_context(run: Path, recipe: EnhanceRecipe, samples: list[Sample], truth: Any, console: Console) -> SourceContext:
     """What the sources of this recipe are built from; the teacher is loaded when it is first needed."""
+    import torch
+
     from enhancer.arms import store_folder
 
     teacher = teacher_path(recipe.teacher.model) if _needs_teacher(recipe) else ""
@@ -154,13 +156,13 @@ def source_context(run: Path, recipe: EnhanceRecipe, samples: list[Sample], trut
         from vdm_priors.families import load_teacher
 
         console.note(f"loading the teacher {teacher}")
-        return load_teacher(teacher)
+        return load_teacher(teacher, dtype=getattr(torch, recipe.teacher.dtype), device=torch_device(recipe.device))
 
     return SourceContext(
         samples=samples, store=PriorStore(store_folder(run, recipe)), sampling=recipe.teacher.sampling.sampling(),
         text=recipe.teacher.text, seed=recipe.seed, teacher_fingerprint=fingerprint(teacher) if teacher else "",
         load_teacher=load, settings=recipe.teacher.extraction, batch_size=recipe.teacher.batch_size,
-        size=tuple(recipe.teacher.size) if recipe.teacher.size else None, truth=truth)
+        size=tuple(recipe.teacher.size) if recipe.teacher.size else None, dtype=recipe.teacher.dtype, truth=truth)
 
 
 def extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Data, console: Console) -> list[Sample]:

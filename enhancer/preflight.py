@@ -134,9 +134,9 @@ def _memory(recipe: EnhanceRecipe, longest: int, report: Preflight) -> None:
     per_token = ACTIVATIONS * text.hidden_size * (1 if recipe.training.bf16 else 2)
     # logits in float32 and their gradient dwarf small layers
     activations = recipe.training.batch_size * longest * (layers * per_token + 8 * text.vocab_size)
-    train = TRAIN_COPIES * size + activations
+    one = TRAIN_COPIES * size + activations
     processes = min(recipe.parallel_arms, len(recipe.arms) * len(recipe.seeds) + 1)
-    total = train * processes
+    total = one * processes
     report.lines.append(("memory of training", f"about {total / MB:,.0f} MB", f"{processes} × (weights {size / MB:,.0f} MB × "
                          f"{TRAIN_COPIES} + activations {activations / MB:,.0f} MB), beside the libraries' own"))
     teacher = weights_bytes(teacher_path(recipe.teacher.model)) if _uses_teacher(recipe) else 0

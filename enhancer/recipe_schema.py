@@ -58,6 +58,8 @@ class TeacherSettings:
     """The video diffusion model and how priors are taken from it."""
 
     model: str = option("world", "the teacher: `world` is the small one shipped, else a diffusers folder or hub name")
+    dtype: str = option("float32", "number type of the weights; bfloat16 halves memory",
+                        choices=("float32", "bfloat16", "float16"))
     text: str = option("question", "which text conditions the teacher",
                        choices=("question", "answer", "question_answer"))
     sampling: SamplingSettings = option(SamplingSettings(frames=17))
@@ -111,6 +113,7 @@ class EnhanceRecipe:
     seed: int = option(0, "seed of everything random outside training: which clips are exchanged, bootstrap, examples", min=0)
     seeds: list[int] = option([0], "training seeds; every arm is trained once with each", min=0)
     resume: bool = option(True, "continue a run folder from its last finished step; false refuses a folder that exists")
+    device: str = option("auto", "where models compute: auto takes a GPU if there is one", pattern="auto|cpu|mps|cuda(:[0-9]+)?")
     threads: int = option(1, "CPU threads of each torch process", min=1, max=1024)
     parallel_arms: int = option(1, "trainings that run at once, each in a process of its own; 1 trains in this process",
                                 min=1, max=64)

@@ -27,7 +27,7 @@ from enhancer.recipe import differences, to_plain, to_yaml
 from vdm_priors.errors import UserError
 
 KEPT_WHEN_FRESH = ("priors",)  # keyed by content, so never out of date
-FREE_KEYS = ("output", "resume", "threads", "parallel_arms", "report")  # change nothing in the results
+FREE_KEYS = ("output", "resume", "device", "threads", "parallel_arms", "report")  # change nothing in the results
 PACKAGES = ("motion-enhancer", "torch", "transformers", "diffusers", "accelerate", "av", "numpy", "safetensors", "omegaconf")
 
 
@@ -113,11 +113,14 @@ class RunFolder:
         started = time.monotonic()
         try:
             yield
-            self.record["steps"][name] = state
         finally:
-            spent = self.record["seconds"].get(name, 0.0) + time.monotonic() - started
+            spent, before = time.monotonic() - started, self.record["seconds"].get(name, 0.0)
+            # an interrupted step adds up; a finished one that was only looked through again does not
+            spent = max(before, spent) if name in self.record["steps"] else before + spent
             self.record["seconds"][name] = round(spent, 2)
             self.save()
+        self.record["steps"][name] = state
+        self.save()
 
     def close(self, status: str) -> None:
         """The run ended: finished, interrupted or failed."""
@@ -126,11 +129,9 @@ class RunFolder:
 
     # ---- skipped samples -------------------------------------------------------------------
 
-    def skip(self, stage: str, problems: list, replace: bool = True) -> None:
+    def skip(self, stage: str, problems: list) -> None:
         """Lists a stage's left-out samples in skipped.jsonl, instead of what it listed before."""
-        rows = self.skipped()
-        if replace:
-            rows = [row for row in rows if row["stage"] != stage]
+        rows = [row for row in self.skipped() if row["stage"] != stage]
         rows += [{"stage": stage, "id": problem.id, "reason": problem.reason} for problem in problems]
         write_lines(self.folder / "skipped.jsonl", rows)
 

@@ -53,6 +53,15 @@ def weights_bytes(path: str) -> int | None:
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
 
 
+def torch_device(name: str) -> str:
+    """The device to compute on; `auto` is the first GPU, or the CPU where there is none."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def quiet_libraries() -> None:
     """Turns off transformers' own progress bars, which would break ours."""
     from transformers.utils import logging

@@ -91,6 +91,7 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.transformer, self.text_encoder = transformer, text_encoder
         self.register_buffer("alphas", scheduler().alphas_cumprod, persistent=False)
+        self.register_state_dict_post_hook(_without_alias)
 
     def forward(self, latents: torch.Tensor, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
         batch, frames, _, rows, columns = latents.shape
@@ -103,6 +104,11 @@ class DenoisingLoss(nn.Module):
         predicted = self.transformer(hidden_states=noisy, encoder_hidden_states=text, timestep=steps,
                                      image_rotary_emb=rotary(self.transformer, frames, rows, columns)).sample
         return {"loss": (predicted.float() - velocity).square().mean()}
+
+
+def _without_alias(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """T5 names its embedding twice; safetensors takes each tensor once."""
+    state.pop(f"{prefix}text_encoder.encoder.embed_tokens.weight", None)
 
 
 def rotary(transformer: CogVideoXTransformer3DModel, frames: int, rows: int, columns: int):

@@ -10,9 +10,10 @@ from rich.markup import escape
 
 from enhancer.console import Console
 from enhancer.data.samples import Sample
-from enhancer.recipe import apply_override, build, option
+from enhancer.recipe import build, option
+from enhancer.recipe_files import apply_override
 from enhancer.recipe_schema import TeacherSettings
-from enhancer.shipped import fingerprint, quiet_libraries, teacher_path
+from enhancer.shipped import fingerprint, quiet_libraries, teacher_path, torch_device
 from enhancer.sources import SourceContext, build_source, fill_store
 from vdm_priors.errors import RecipeError, UserError
 from vdm_priors.prior import MotionPrior
@@ -24,6 +25,8 @@ class VideoExtraction:
     """The keys that may be changed on the command line."""
 
     teacher: TeacherSettings = option(TeacherSettings())
+    device: str = option("auto", "where the teacher computes: auto takes a GPU if there is one",
+                         pattern="auto|cpu|mps|cuda(:[0-9]+)?")
     threads: int = option(1, "CPU threads", min=1, max=1024)
 
 
@@ -42,13 +45,13 @@ def extract_video(video: Path, text: str, teacher: str | None, out: Path, overri
         from vdm_priors.families import load_teacher
 
         console.note(f"loading the teacher {path}")
-        return load_teacher(path)
+        return load_teacher(path, dtype=getattr(torch, settings.teacher.dtype), device=torch_device(settings.device))
 
     sample = Sample(id=video.name, video=video, question=text.strip(), answer="NA")
     context = SourceContext(
         samples=[sample], store=PriorStore(out), sampling=settings.teacher.sampling.sampling(),
         teacher_fingerprint=fingerprint(path), load_teacher=load, settings=settings.teacher.extraction, batch_size=1,
-        size=tuple(settings.teacher.size) if settings.teacher.size else None)
+        size=tuple(settings.teacher.size) if settings.teacher.size else None, dtype=settings.teacher.dtype)
     clip = context.frames.get(video, context.sampling)  # a bad file is told before the teacher loads
     with console.bar("extracting", 1, "clip") as bar:
         filled = fill_store(build_source("vdm", context), [sample], context.store, progress=bar)

@@ -11,10 +11,10 @@ from rich.markup import escape
 from enhancer.console import Console
 from enhancer.data.samples import load_samples
 from enhancer.runfolder import RunFolder, readable_write_errors, write_json, write_lines
-from enhancer.shipped import quiet_libraries, student_path
+from enhancer.shipped import quiet_libraries, student_path, torch_device
 from enhancer.table import percent
 from enhancer.video.clip import FrameCache, Sampling
-from vdm_priors.errors import ModelError, UserError
+from vdm_priors.errors import UserError
 
 
 def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, frames: int, fps: float | None, batch_size: int,
@@ -37,7 +37,7 @@ def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, fra
 
     torch.set_num_threads(threads)
     quiet_libraries()
-    student = load_student(student_path(model))
+    student = load_student(student_path(model), device=torch_device("auto"))
     with console.bar("evaluate", len(asked), "question") as bar:
         rows = evaluate(student, asked, sampling=Sampling(frames=frames, fps=fps), frame_cache=FrameCache(),
                         batch_size=batch_size, protocol=protocol, progress=bar)
@@ -87,18 +87,13 @@ def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console
             partial.rename(to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    console.print(f"{to}: {count / 1e6:.1f} M parameters, loads with stock transformers (AutoModelForImageTextToText, "
+    console.print(f"{to}: {count / 1e6:.1f} M parameters, loads with stock transformers (from_pretrained, "
                   f"AutoProcessor)", markup=False)
     return to
 
 
 def _verified(folder: Path) -> int:
-    """Number of parameters, as stock transformers loads them."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    """Number of parameters, as the stock classes of its family load them; raises ModelError otherwise."""
+    from vlm_hooks.families import load_student
 
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(folder)
-        AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The student does not load with stock transformers: {error}") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in load_student(folder).model.parameters())

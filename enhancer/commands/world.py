@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from enhancer.console import Console
-from enhancer.recipe import apply_override, build
+from enhancer.recipe import build
+from enhancer.recipe_files import apply_override
 from enhancer.runfolder import readable_write_errors
 from enhancer.world import WorldSettings, make_world
 

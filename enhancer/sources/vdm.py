@@ -31,7 +31,7 @@ class VdmSource:
         """Hash of the video's content, its sampling, the text, the teacher and the settings."""
         context = self._context
         return content_key(source=self.name, video=file_digest(sample.video), sampling=dataclasses.asdict(context.sampling),
-                           text=shared_text(sample, context.text), size=context.size,
+                           text=shared_text(sample, context.text), size=context.size, dtype=context.dtype,
                            teacher=context.teacher_fingerprint, settings=dataclasses.asdict(context.settings))
 
     def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:

@@ -24,7 +24,7 @@ class TeacherTraining:
     """Settings of the teacher's training."""
 
     world: WorldSettings = field(default_factory=lambda: WorldSettings(seed=11, train_clips=10000, test_clips=300))
-    vae_steps: int = field(default=1200, metadata={"help": "steps of the VAE", "min": 1})
+    vae_steps: int = field(default=900, metadata={"help": "steps of the VAE", "min": 1})
     vae_batch: int = field(default=8, metadata={"help": "crops of 32 x 32 a step", "min": 1})
     vae_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the VAE"})
     steps: int = field(default=1200, metadata={"help": "steps of the diffusion transformer", "min": 1})

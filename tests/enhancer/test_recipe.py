@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from enhancer.jobs import find_job, load_recipe
-from enhancer.recipe import (apply_override, build, describe, differences, find_recipe, list_recipes, option, read_raw, to_plain,
-                             to_yaml)
+from enhancer.recipe import build, describe, differences, option, to_plain, to_yaml
+from enhancer.recipe_files import apply_override, find_recipe, list_recipes, read_raw
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import changes
 from vdm_priors.errors import RecipeError
@@ -117,7 +117,9 @@ def test_changes_between_runs_of_a_folder():
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}}) == []
 
 
-def test_find_recipe_by_path_and_name(tmp_path):
+def test_find_recipe_by_path_and_name(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # away from the repository's own recipes
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "evidence.yaml").write_text("# Purpose: shows it\nname: x\n")
     (tmp_path / "plain.yaml").write_text("# just this\n")

@@ -71,9 +71,9 @@ def test_vdm_key_depends_on_what_determines_the_prior(context, samples):
     key = VdmSource(context).key(samples[0])
     assert key == VdmSource(replace(context, batch_size=7, seed=9)).key(samples[0])
     others = [VdmSource(replace(context, **change)).key(samples[0]) for change in (
-        {"teacher_fingerprint": "u"}, {"text": "answer"}, {"sampling": Sampling(5)}, {"size": (16, 16)},
+        {"teacher_fingerprint": "u"}, {"text": "answer"}, {"sampling": Sampling(5)}, {"size": (16, 16)}, {"dtype": "bfloat16"},
         {"settings": ExtractionSettings(steps=3)})]
-    assert len({key, VdmSource(context).key(samples[1]), *others}) == 7
+    assert len({key, VdmSource(context).key(samples[1]), *others}) == 8
 
 
 def test_fill_store_batches_reuses_and_replaces_damaged_files(monkeypatch, context, samples):

@@ -1,0 +1,27 @@
+"""The dependency direction enhancer -> vlm_hooks -> vdm_priors, and who may know which library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_import_contracts():
+    done = subprocess.run([str(Path(sys.executable).parent / "lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_no_pickle_eval_or_remote_code():
+    """Security: what would run code from a data or model file is not in the sources."""
+    banned = ("import pickle", "torch.load(", "allow_pickle=True", "trust_remote_code=True", "eval(", "yaml.load(")
+    sources = [p for name in ("enhancer", "vlm_hooks", "vdm_priors") for p in (ROOT / name).rglob("*.py")]
+    assert len(sources) > 30
+    found = [(path.name, word) for path in sources for word in banned
+             for line in path.read_text(encoding="utf-8").splitlines() if word in line.replace(".eval()", "")
+             and not line.lstrip().startswith("#")]
+    assert not found, found
