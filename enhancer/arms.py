@@ -93,6 +93,8 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
         result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
                        frame_cache=FrameCache(), progress=bar, seed=seed)
+    if result.start_step:
+        console.note(f"{arm.name}, seed {seed}: steps 1 to {result.start_step} were reused from a checkpoint")
     with readable_write_errors(place):
         shutil.rmtree(place / "model", ignore_errors=True)
         export(student, place / "model")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import rich.console
+import rich.padding
 import rich.table
 import typer
 from rich.markup import escape
@@ -27,11 +28,12 @@ app = typer.Typer(
     name="enhancer", no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False,
     help="Teach a vision-language model to see motion, with the attention of a video diffusion model as the teacher.\n\n"
          "[bold]A first run[/bold], in minutes and without a download:\n\n"
-         "  enhancer ls                                     the recipes\n\n"
-         "  enhancer validate quickstart                    what it needs, before anything loads\n\n"
-         "  enhancer run quickstart                         table, report.html, exported models\n\n"
-         "  enhancer run quickstart name=mine seeds=[0,1,2] change any key\n\n"
-         "  enhancer cp quickstart mine.yaml                a copy to edit\n\n"
+         "  enhancer ls                             the recipes\n"
+         "  enhancer validate quickstart            what it needs, before it loads\n"
+         "  enhancer run quickstart                 table, report, exported models\n"
+         "  enhancer run quickstart seeds=\\[0,1,2]   the same with a key changed\n"
+         "  enhancer keys training                  the keys, with their effect\n"
+         "  enhancer cp quickstart mine.yaml        a copy to edit\n\n"
          "[bold]Your own video[/bold]:\n\n"
          "  enhancer extract --video clip.mp4 --text 'Which way does the red ball roll?'")
 world_app = typer.Typer(no_args_is_help=True, help="The embedded world: labelled motion clips with ground truth.")
@@ -62,7 +64,7 @@ def guarded(command: Callable) -> Callable:
         except KeyboardInterrupt:
             _complain("Interrupted. What is finished is kept; the same command continues from there.", label="")
             raise typer.Exit(130) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
             if os.environ.get("ENHANCER_TRACEBACK") == "1":
@@ -122,9 +124,11 @@ def _run(name: str, overrides: list[str] | None, fresh: bool, quiet: bool, until
         loaded.job.run(loaded.recipe, console, fresh=fresh, **stops)
     except KeyboardInterrupt:
         if isinstance(loaded.recipe, EnhanceRecipe):
+            from enhancer.arms import store_folder
             from enhancer.runfolder import finished_so_far
 
-            _complain(finished_so_far(Path(loaded.recipe.output) / loaded.recipe.name), label="")
+            folder = Path(loaded.recipe.output) / loaded.recipe.name
+            _complain(finished_so_far(folder, store_folder(folder, loaded.recipe)), label="")
         raise
 
 
@@ -144,18 +148,21 @@ def validate(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command("ls")
 @guarded
-def list_(folder: Annotated[str, typer.Argument(help="Only recipes whose name begins like this.")] = "") -> None:
+def list_(folder: Annotated[str, typer.Argument(metavar="PREFIX", help="Only recipes whose name begins like this.")] = "") -> None:
     """List the shipped recipes with their purpose."""
+    recipes = list_recipes()
+    found = [entry for entry in recipes if entry.name.startswith(folder)]
+    if not found:
+        raise RecipeError(f"No recipe's name begins with '{folder}'; there are: {', '.join(entry.name for entry in recipes)}.")
     table = rich.table.Table("recipe", "purpose", box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for entry in list_recipes():
-        if entry.name.startswith(folder):
-            table.add_row(entry.name, escape(entry.purpose))
+    for entry in found:
+        table.add_row(entry.name, escape(entry.purpose))
     Console().print(table)
 
 
 @app.command()
 @guarded
-def cp(recipe: RecipeName, to: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
+def cp(recipe: RecipeName, to: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")]) -> None:
     """Copy a shipped recipe to a file of yours to edit.
 
     enhancer cp quickstart mine.yaml
@@ -167,12 +174,12 @@ def cp(recipe: RecipeName, to: Annotated[Path, typer.Argument(help="The new file
     from enhancer.runfolder import write_text
 
     write_text(target, source.read_text(encoding="utf-8"))
-    Console().print(f"{target}: edit it, then `enhancer validate {target}`.", markup=False)
+    Console().print(f"{target}: edit it, then `enhancer validate {target}`.", markup=False, soft_wrap=True)
 
 
 @app.command()
 @guarded
-def keys(prefix: Annotated[str, typer.Argument(help="Only keys that begin like this, e.g. teacher.extraction")] = "",
+def keys(prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="Only keys that begin like this, e.g. teacher.extraction")] = "",
          job: Annotated[str, typer.Option(help="The job whose recipe keys are listed.")] = "enhance") -> None:
     """List the keys of a recipe: type, default, limits and effect.
 
@@ -184,15 +191,13 @@ def keys(prefix: Annotated[str, typer.Argument(help="Only keys that begin like t
     rows = describe(find_job(job).schema)
     found = [row for row in rows if row.path.startswith(prefix)]
     if not found:
-        nearest = nearest_name(prefix, [row.path for row in rows])
+        groups = {row.path[:dot] for row in rows for dot in range(len(row.path)) if row.path[dot] == "."}
+        nearest = nearest_name(prefix, sorted(groups) + [row.path for row in rows])
         raise RecipeError(f"No key begins with '{prefix}'." + (f" Did you mean '{nearest}'?" if nearest else ""))
-    table = rich.table.Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("key", no_wrap=True)
-    for heading in ("default", "allowed", "effect"):
-        table.add_column(heading)
+    console = Console()
     for row in found:
-        table.add_row(escape(row.path), escape(row.default), escape(row.limits or row.type), escape(row.help))
-    Console().print(table)
+        console.print(f"[bold]{escape(row.path)}[/bold] = {escape(row.default)}  [dim]{escape(row.limits or row.type)}[/dim]")
+        console.print(rich.padding.Padding(escape(row.help), (0, 0, 0, 4)))
 
 
 # ---- parts of the way ----------------------------------------------------------------------------
@@ -255,7 +260,7 @@ def evaluate(
 @app.command()
 @guarded
 def export(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-           to: Annotated[Path, typer.Argument(help="The new model folder.")],
+           to: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
            arm: Annotated[str, typer.Option(help="Which student.")] = "vdm",
            seed: Annotated[Optional[int], typer.Option(help="Which training seed; default: the first.")] = None) -> None:
     """Copy a trained student out of a run and verify that stock transformers loads it.
@@ -278,7 +283,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 
 @world_app.command("make")
 @guarded
-def world_make(folder: Annotated[Path, typer.Argument(help="Where the clips go.")], overrides: Overrides = None,
+def world_make(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the clips go.")], overrides: Overrides = None,
                quiet: Quiet = False) -> None:
     """Make labelled motion clips with questions; the same settings give the same files.
 

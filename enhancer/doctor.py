@@ -45,7 +45,7 @@ def examine(output: Path, console: Console) -> bool:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    return ("ok", version) if sys.version_info >= (3, 10) else ("fail", f"{version}; 3.10 or newer is needed")
+    return ("ok", version) if sys.version_info >= (3, 11) else ("fail", f"{version}; 3.11 or newer is needed")
 
 
 def _packages() -> Finding:

@@ -55,7 +55,7 @@ def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, un
     try:
         console.step("Data")
         with run.step("data"):
-            data = prepare_data(recipe, console)
+            data = prepare_data(recipe, console, asked=until == "all")
             run.record["hashes"].update(_hashes(recipe, data))
             _report_skipped(run, "data", data.problems, console)
 
@@ -94,34 +94,38 @@ def data_root(recipe: EnhanceRecipe) -> Path:
     return Path(recipe.output) / "worlds" / content_key(world=dataclasses.asdict(recipe.world))[:12]
 
 
-def prepare_data(recipe: EnhanceRecipe, console: Console) -> Data:
+def prepare_data(recipe: EnhanceRecipe, console: Console, asked: bool = True) -> Data:
     """Makes the world if the recipe has one, and reads the samples."""
     root = data_root(recipe)
     if recipe.world is not None:
         with readable_write_errors(root), console.bar("making clips", unit="clip") as bar:
             make_world(root, recipe.world, progress=bar)
-    data = read_data(recipe)
-    console.note(f"{len(data.train)} training samples, {len(data.test)} test questions in {root}")
+    data = read_data(recipe, asked)
+    questions = f", {len(data.test)} test questions" if asked else ""
+    console.note(f"{len(data.train)} training samples{questions} in {root}")
     return data
 
 
-def read_data(recipe: EnhanceRecipe) -> Data:
-    """The samples of data that is there."""
+def read_data(recipe: EnhanceRecipe, asked: bool = True) -> Data:
+    """The samples of data that is there. asked: False leaves the test questions out, which need not exist then."""
     root, settings = data_root(recipe), recipe.data
-    train, train_problems = load_samples(root / settings.train, root, settings.format)
-    test, test_problems = load_samples(root / settings.test, root, settings.format)
-    without = [sample for sample in test if not sample.options]
-    test_problems += [Problem(sample.id, "a test question needs options to choose from") for sample in without]
-    test = [sample for sample in test if sample.options]
-    if not test:
-        raise UserError(f"{root / settings.test}: no multiple-choice question in it; give rows with `options`.")
+    train, problems = load_samples(root / settings.train, root, settings.format)
+    test: list[Sample] = []
+    if asked:
+        test, test_problems = load_samples(root / settings.test, root, settings.format)
+        without = [sample for sample in test if not sample.options]
+        problems += test_problems + [Problem(sample.id, "a test question needs options to choose from") for sample in without]
+        test = [sample for sample in test if sample.options]
+        if not test:
+            raise UserError(f"{root / settings.test}: no multiple-choice question in it; give rows with `options`.")
     truth = load_truth(root) if recipe.world is not None else None
-    return Data(root, train[: settings.limit_train], test[: settings.limit_test], truth, train_problems + test_problems)
+    return Data(root, train[: settings.limit_train], test[: settings.limit_test], truth, problems)
 
 
 def _hashes(recipe: EnhanceRecipe, data: Data) -> dict[str, str]:
-    hashes = {"student": fingerprint(student_path(recipe.student.model)),
-              "train": file_digest(data.root / recipe.data.train), "test": file_digest(data.root / recipe.data.test)}
+    hashes = {"student": fingerprint(student_path(recipe.student.model)), "train": file_digest(data.root / recipe.data.train)}
+    if data.test:
+        hashes["test"] = file_digest(data.root / recipe.data.test)
     if _needs_teacher(recipe):
         hashes["teacher"] = fingerprint(teacher_path(recipe.teacher.model))
     return hashes
@@ -189,9 +193,11 @@ def extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Data, console: C
             first = report.problems[0].reason if report.problems else "no samples"
             raise UserError(f"No {label} prior could be made for any of {len(data.train)} samples; the first: {first}")
         rows += [{"sample_id": sample.id, "key": key, "source": label, "question": sample.question,
-                  "video": str(sample.video)} for sample, key in report.rows]
+                  "video": str(sample.video), **report.facts.get(key, {})} for sample, key in report.rows]
         having.append({sample.id for sample, _ in report.rows})
     write_json(run.folder / "priors.json", rows)
+    if rows:
+        console.note(f"which seconds of each clip were sampled: {run.folder / 'priors.json'}")
     _report_skipped(run, "extract", problems, console)
     policy = recipe.training.alignment.missing_prior
     if policy == "fail" and problems:
@@ -227,6 +233,10 @@ def train_and_evaluate(run: RunFolder, recipe: EnhanceRecipe, train: list[Sample
     problems = [Problem(p["id"], p["reason"]) for arm, seed in students
                 for p in read_json(arm_folder(run.folder, arm, seed) / "left_out.json", [])]
     _report_skipped(run, "train", list(dict.fromkeys(problems)), console)
+    if evaluate:
+        unasked = [Problem(error["id"], error["reason"]) for arm, seed in [(BASE, None), *students]
+                   for error in read_json(arm_folder(run.folder, arm, seed) / "scores.json", {}).get("errors", [])]
+        _report_skipped(run, "evaluate", list(dict.fromkeys(unasked)), console)
 
 
 def _in_processes(run: RunFolder, recipe: EnhanceRecipe, todo: list, console: Console, evaluate: bool) -> None:
@@ -251,7 +261,7 @@ def run_student(folder: Path, arm: str, seed: int | None, console: Console, eval
 
     quiet_libraries()
     recipe = build(EnhanceRecipe, yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), str(folder / "recipe.yaml"))
-    data = read_data(recipe)
+    data = read_data(recipe, asked=evaluate)
     if arm != BASE:
         chosen = next(a for a in recipe.arms if a.name == arm)
         ids = set(read_json(folder / "train_ids.json", []))

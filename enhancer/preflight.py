@@ -75,7 +75,7 @@ def _student_tokens(recipe: EnhanceRecipe, data: Any, shapes: dict, report: Pref
     except ModelError as error:
         report.faults.append(str(error))
         return 0
-    longest, longest_id, visual_of, visual_counts = 0, "", {}, []
+    longest, longest_id, visual_of, visual_counts, too_long = 0, "", {}, [], []
     for sample in [*data.train, *data.test][:TOKENIZED]:
         if sample.video not in shapes:
             continue
@@ -87,15 +87,19 @@ def _student_tokens(recipe: EnhanceRecipe, data: Any, shapes: dict, report: Pref
             continue  # training and evaluation list such samples
         answers = max([sample.answer, *sample.options], key=len)
         total = len(student.tokenizer(text + answers)["input_ids"]) + visual
+        if total > limit:
+            too_long.append(Problem(sample.id, f"has {total} tokens, {visual} of them visual, more than the {limit} that {name} takes: "
+                                               f"lower student.sampling.frames (visual tokens are never cut off), or shorten its text"))
+            continue
         visual_counts.append(visual)
         if total > longest:
             longest, longest_id = total, sample.id
     if visual_counts:
         report.lines.append(("student tokens a sample", f"at most {longest}", f"{min(visual_counts)} to {max(visual_counts)} of "
                              f"them visual; longest: {longest_id}; the model takes {limit}"))
-        if longest > limit:
-            report.faults.append(f"sample {longest_id} has {longest} tokens, more than the {limit} that {name} takes: lower "
-                                 f"student.sampling.frames (visual tokens are never cut off).")
+    elif too_long:
+        report.faults.append(f"every sample is too long; the first, {too_long[0].id}, {too_long[0].reason}.")
+    report.problems += too_long
     return longest
 
 
@@ -210,6 +214,7 @@ def validate(recipe: EnhanceRecipe, console: Console) -> bool:
     for fault in report.faults:
         console.print(f"✗ {fault}", style="red", markup=False)
     if not report.faults:
-        left_out = f"; {len(report.problems)} samples would be left out" if report.problems else ""
+        count = len(report.problems)
+        left_out = f"; {count} sample{'s' if count > 1 else ''} would be left out" if count else ""
         console.print(f"✓ the recipe is valid and the run can start{left_out}", style="green", markup=False)
     return not report.faults

@@ -235,6 +235,8 @@ def describe(schema: type, path: str = "") -> list[KeyHelp]:
 
 def _default_text(f: dataclasses.Field) -> str:
     value = f.default_factory() if f.default_factory is not NO_DEFAULT else f.default
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()  # as YAML writes them
     return "(required)" if value is NO_DEFAULT or value == MISSING else str(value)
 
 

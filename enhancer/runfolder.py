@@ -7,6 +7,7 @@ UserError that names it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from enhancer.recipe import differences, to_plain, to_yaml
 from vdm_priors.errors import UserError
 
 KEPT_WHEN_FRESH = ("priors",)  # keyed by content, so never out of date
+NO_SPACE = ("No space left on device", "PytorchStreamWriter failed writing")  # how safetensors and torch say it
 FREE_KEYS = ("output", "resume", "device", "threads", "parallel_arms", "report")  # change nothing in the results
 PACKAGES = ("motion-enhancer", "torch", "transformers", "diffusers", "accelerate", "av", "numpy", "safetensors", "omegaconf")
 
@@ -154,13 +156,15 @@ def changes(old: dict, new: dict) -> list[str]:
     return differences(old, new) + lines
 
 
-def finished_so_far(folder: Path) -> str:
-    """One sentence on what an interrupted run has done."""
+def finished_so_far(folder: Path, store: Path | None = None) -> str:
+    """One sentence on what an interrupted run has done. store: of its priors, if not in the folder."""
     record = read_json(Path(folder) / "run.json", {})
     steps = ", ".join(record.get("steps", {})) or "nothing"
-    priors = len(list((Path(folder) / "priors").glob("*/*.safetensors")))
+    priors = len(list(Path(store or Path(folder) / "priors").glob("*/*.safetensors")))
     students = len(list(Path(folder).glob("arms/*/seed*/train.json")))
-    return f"Finished in {folder}: {steps}; {priors} priors and {students} trained students are on disk."
+    begun = len({path.parents[1] for path in Path(folder).glob("arms/*/seed*/checkpoints/*/complete.json")})
+    return (f"Finished in {folder}: {steps}; {priors} priors and {students} trained students are on disk"
+            + (f", and checkpoints of {begun} more" if begun else "") + ".")
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -170,10 +174,24 @@ def readable_write_errors(path: Path) -> Iterator[None]:
     """Turns what the operating system says about writing into a UserError with the remedy."""
     try:
         yield
-    except OSError as error:
-        place = error.filename or path
-        raise UserError(f"{place} cannot be written ({error.strerror or error}). Free disk space or choose a writable folder "
-                        f"with `output`, then run the same command again: what is finished is kept.") from error
+    except (UserError, BrokenPipeError):  # a pipe is no file; who reads it has gone
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not any(sign in str(error) for sign in NO_SPACE):
+            raise
+        place = getattr(error, "filename", None) or path
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UserError(f"{place} cannot be written ({reason}). Free disk space, or choose a folder that you may write to (in a "
+                        f"recipe: `output`), then run the same command again: what is finished is kept.") from error
+
+
+def writable_folder(folder: Path) -> Path:
+    """Makes the folder; UserError if nothing can be written there, before work is done for it."""
+    with readable_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "no permission, or mounted read-only", str(folder))
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:
@@ -185,9 +203,17 @@ def write_text(path: Path, text: str) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(text, encoding="utf-8")
             os.replace(partial, path)
-        except OSError:
-            partial.unlink(missing_ok=True)
+        except OSError as error:
+            error.filename = str(path)  # the name that the user knows
+            _unlink_quietly(partial)
             raise
+
+
+def _unlink_quietly(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # the error that led here says more
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -87,6 +88,19 @@ class PriorStore:
         Raises StoreError if it cannot be written (a full disk, say) and leaves nothing behind.
         """
         prior.save(self.path(key))
+
+    def prepare(self) -> None:
+        """Make the folder. Raises StoreError if nothing can be written there, before work is done for it."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            reason = "" if os.access(self.folder, os.W_OK) else "no permission, or mounted read-only"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            raise StoreError(
+                f"The prior store {self.folder} cannot be written ({reason}). Choose a folder that "
+                f"you may write to."
+            )
 
     def discard(self, key: str) -> None:
         """Delete the prior of `key` if there is one. Raises StoreError if it cannot be deleted."""

@@ -19,6 +19,8 @@ from vdm_priors.errors import RecipeError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
 
+SHOWN_WORDS = 10  # words without a prior that are named
+
 
 @dataclass
 class VideoExtraction:
@@ -91,13 +93,15 @@ def _describe(prior: MotionPrior, duration: float, notes: list[str], console: Co
                       "yes" if word["selected"] else "", style=style)
     console.print(table)
     if facts.get("not_covered"):
-        console.warn(f"beyond the teacher's text limit, so without a prior: {', '.join(facts['not_covered'])}")
+        cut = facts["not_covered"]
+        more = f" and {len(cut) - SHOWN_WORDS} more" if len(cut) > SHOWN_WORDS else ""
+        console.warn(f"beyond the teacher's text limit, so without a prior: {', '.join(cut[:SHOWN_WORDS])}{more}")
     heads = facts.get("head_scores")
     if heads:
         kept = [i for i, selected in enumerate(heads["selected"]) if selected]
         console.print(f"motion-sensitive heads: {', '.join(map(str, kept))} of {len(heads['selected'])}", markup=False)
     quality = facts.get("reconstruction") or {}
-    if "psnr_db" in quality:
+    if quality.get("psnr_db") is not None:
         console.print(f"reconstruction after inversion: {quality['psnr_db']:.1f} dB PSNR, latent relative L2 "
                       f"{quality['latent_relative_l2']:.3f}", markup=False)
     frames, rows, columns = prior.grid.shape

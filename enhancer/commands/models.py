@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from enhancer.console import Console
 from enhancer.data.samples import load_samples
-from enhancer.runfolder import RunFolder, readable_write_errors, write_json, write_lines
+from enhancer.runfolder import RunFolder, readable_write_errors, writable_folder, write_json, write_lines
 from enhancer.shipped import quiet_libraries, student_path, torch_device
 from enhancer.table import percent
 from enhancer.video.clip import FrameCache, Sampling
@@ -28,6 +28,8 @@ def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, fra
         console.warn(f"{len(samples) - len(asked)} samples have no options and are not asked")
     if not asked:
         raise UserError(f"{data}: no multiple-choice question in it; give rows with `options`.")
+    if out is not None:
+        writable_folder(out)  # told now, and not after the questions
 
     import torch
 

@@ -116,7 +116,7 @@ def _questions(place: str, row: dict, format: str) -> list[tuple[str, Any]]:
     """(id, function from root to Sample) for every question of a row; the functions raise SampleError."""
     if format == "auto":
         format = next((name for name, key in (("conversations", "conversations"), ("messages", "messages"), ("motionbench", "qa")) if key in row), "")
-    row_id = str(row.get("id") or row.get("key") or place)
+    row_id = next((str(row[key]) for key in ("id", "key") if row.get(key) not in (None, "")), place)
     if not format:
         return [(row_id, _fails('has none of the keys "conversations", "messages" and "qa"'))]
     if format == "motionbench":

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from enhancer.data.samples import Problem, Sample
 from enhancer.video.clip import FrameCache, Sampling
-from vdm_priors.errors import UserError
+from vdm_priors.errors import StoreError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
 
@@ -80,9 +80,11 @@ def shared_text(sample: Sample, mode: str) -> str:
 
 @dataclass
 class FillReport:
-    """What happened to a source's priors: rows are (sample, key) of all that are now stored."""
+    """What happened to a source's priors: rows are (sample, key) of all that are now stored;
+    facts: by key, what their provenance says of the clip (sampled seconds, notes)."""
 
     rows: list[tuple[Sample, str]] = field(default_factory=list)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     reused: int = 0
     made: int = 0
@@ -99,8 +101,10 @@ def fill_store(source: MotionSource, samples: list[Sample], store: PriorStore, p
             report.problems.append(Problem(sample.id, str(error)))
             continue
         keys[sample.id] = key
-        if key in store and store.verify(key):
+        stored = _undamaged(store, key)
+        if stored is not None:
             report.reused += 1
+            report.facts[key] = _facts(stored)
         elif key not in pending:  # two samples of the same clip and text share one prior
             report.replaced += key in store
             store.discard(key)
@@ -110,12 +114,14 @@ def fill_store(source: MotionSource, samples: list[Sample], store: PriorStore, p
         progress(report.reused, len(samples))
     failed: dict[str, str] = {}
     if todo:
+        store.prepare()
         for done, (sample, result) in enumerate(source.extract(todo), 1):
             if isinstance(result, Problem):
                 failed[keys[sample.id]] = result.reason
             else:
                 store.put(keys[sample.id], result)
                 report.made += 1
+                report.facts[keys[sample.id]] = _facts(result)
             if progress:
                 progress(report.reused + done, len(samples))
     for sample in samples:
@@ -124,3 +130,14 @@ def fill_store(source: MotionSource, samples: list[Sample], store: PriorStore, p
         elif sample.id in keys:
             report.rows.append((sample, keys[sample.id]))
     return report
+
+
+def _undamaged(store: PriorStore, key: str) -> MotionPrior | None:
+    try:
+        return store.get(key) if key in store else None
+    except StoreError:
+        return None
+
+
+def _facts(prior: MotionPrior) -> dict[str, Any]:
+    return {name: prior.provenance[name] for name in ("seconds", "notes") if prior.provenance.get(name)}

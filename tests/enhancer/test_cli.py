@@ -74,10 +74,12 @@ def test_validate_says_tokens_memory_and_disk(recipe, tmp_path):
 def test_validate_lists_bad_clips_and_refuses_too_long_samples(recipe, tmp_path):
     (tmp_path / "data" / "videos" / "train1.mp4").write_bytes(b"")
     code, text = call("validate", recipe)
-    assert code == 0 and "train1" in text and "1 samples would be left out" in text
+    assert code == 0 and "train1" in text and "1 sample would be left out" in text
     write_video(tmp_path / "data" / "videos" / "train0.mp4", frames=300, size=(128, 128))
     code, text = call("validate", recipe, "student.sampling.frames=300")
-    assert code == 1 and "more than the 2048" in text and "student.sampling.frames" in text
+    assert code == 0 and "train0: has" in text and "more than the 2048" in text and "2 samples would be left out" in text
+    code, text = call("validate", recipe, "student.sampling.frames=2000")
+    assert code == 1 and "every sample is too long" in text and "student.sampling.frames" in text
 
 
 def test_missing_data_and_models_are_one_paragraph(recipe):
