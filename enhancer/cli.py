@@ -294,6 +294,41 @@ def world_make(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Wh
     make(folder, overrides or [], Console(quiet))
 
 
+@world_app.command("baselines")
+@guarded
+def world_baselines(overrides: Overrides = None, questions: Annotated[int, typer.Option(help="Test questions of all six types.", min=60)] = 1800,
+                    out: Annotated[Optional[Path], typer.Option(help="JSON file for the table.")] = None, quiet: Quiet = False) -> None:
+    """Measure how far the questions can be answered without watching: from the text alone, or from one frame.
+
+    A small network gets the question and the exact place of every thing in one frame; its accuracy bounds what a model can
+    guess. Minutes: about 4 on one core.
+
+    enhancer world baselines
+    """
+    from enhancer.commands.world import baselines
+
+    baselines(overrides or [], questions, out, Console(quiet))
+
+
+@world_app.command("measure")
+@guarded
+def world_measure(
+    folder: Annotated[Path, typer.Argument(metavar="WORLD", help="A folder made by `enhancer world make`.")],
+    teacher: Annotated[str, typer.Option(help="Teacher: `world`, a diffusers folder or hub name.")] = "world",
+    clips: Annotated[int, typer.Option(help="Test clips about things to measure on.", min=1)] = 48,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    out: Annotated[Optional[Path], typer.Option(help="JSON file for the figures, every head's among them.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a teacher against the world's ground truth: reconstruction, and whether its attention finds the named thing.
+
+    enhancer world measure worlds/mine --clips 48
+    """
+    from enhancer.commands.world import measure
+
+    measure(folder, teacher, clips, threads, out, Console(quiet))
+
+
 @app.command()
 @guarded
 def doctor(output: Annotated[Path, typer.Option(help="Folder that runs shall be written to.")] = Path("runs")) -> None:

@@ -39,11 +39,15 @@ class Bar:
         self.title, self.total, self.unit, self.done = title, total, unit, 0
         self._console = console
         self._started = self._said = time.monotonic()
+        self._phase: tuple[str | None, int] = (None, 0)  # what is being done, and how much of it an earlier run had done
         self._task = None
         if console.live is not None:
             self._task = console.live.add_task(escape(title), total=total, unit=unit)
 
     def __call__(self, done: int, total: int | None = None, text: str | None = None) -> None:
+        phase = (text or "").split(" ")[0]
+        if phase != self._phase[0] or done < self.done:  # speed is of this phase and of this run: what is reused took no time
+            self._phase, self._started = (phase, done), time.monotonic()
         self.done = done
         self.total = self.total if total is None else total
         if self._task is not None:
@@ -58,10 +62,10 @@ class Bar:
         self(self.done + count)
 
     def _line(self, text: str | None) -> str:
-        speed = self.done / max(time.monotonic() - self._started, 1e-9)
+        speed = (self.done - self._phase[1]) / max(time.monotonic() - self._started, 1e-9)
         left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
         of = f"/{self.total}" if self.total else ""
-        return f"{escape(self.title)}{f': {escape(text)}' if text else ''} {self.done}{of} ({_speed_text(speed, self.unit)}{left})"
+        return f"{escape(self.title)}{f': {escape(text)}' if text else ''} {self.done}{of} ({_speed_text(speed, self.unit) or "…"}{left})"
 
     def close(self) -> None:
         """Takes the bar off the screen."""

@@ -84,7 +84,8 @@ class VaeLoss(nn.Module):
 class DenoisingLoss(nn.Module):
     """v-prediction loss of the transformer, the text encoder learning with it (Salimans & Ho 2022, CogVideoX sec. 2).
 
-    Called with latents_bfchw (scaled) and token ids [B, L]; timesteps are uniform over the schedule.
+    Called with latents_bfchw (scaled), token ids [B, L] and optionally weights_bfhw of the latent cells; timesteps are
+    uniform over the schedule.
     """
 
     def __init__(self, transformer: CogVideoXTransformer3DModel, text_encoder: T5EncoderModel):
@@ -93,7 +94,8 @@ class DenoisingLoss(nn.Module):
         self.register_buffer("alphas", scheduler().alphas_cumprod, persistent=False)
         self.register_state_dict_post_hook(_without_alias)
 
-    def forward(self, latents: torch.Tensor, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, latents: torch.Tensor, input_ids: torch.Tensor,
+                weights: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         batch, frames, _, rows, columns = latents.shape
         steps = torch.randint(0, len(self.alphas), (batch,), device=latents.device)
         alpha = self.alphas[steps].to(latents)[:, None, None, None, None]
@@ -103,7 +105,10 @@ class DenoisingLoss(nn.Module):
         text = self.text_encoder(input_ids)[0]
         predicted = self.transformer(hidden_states=noisy, encoder_hidden_states=text, timestep=steps,
                                      image_rotary_emb=rotary(self.transformer, frames, rows, columns)).sample
-        return {"loss": (predicted.float() - velocity).square().mean()}
+        error = (predicted.float() - velocity).square().mean(dim=2)
+        if weights is None:
+            return {"loss": error.mean()}
+        return {"loss": (error * weights).mean() / weights.mean()}
 
 
 def _without_alias(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:

@@ -5,6 +5,7 @@ Geometry for 64 x 64 frames: patch 8, temporal patch 2, merge 2, so 8 frames bec
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def train_tokenizer(texts: list[str], vocabulary: int = 1024) -> Qwen2Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False, min_frequency=2,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     core.train_from_iterator(texts, trainer)
-    trained = __import__("json").loads(core.to_str())["model"]
+    trained = json.loads(core.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in trained["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=trained["vocab"], merges=merges, unk_token=None, bos_token=None,
                                eos_token="<|im_end|>", pad_token="<|endoftext|>")

@@ -1,8 +1,11 @@
-"""`enhancer world make`."""
+"""`enhancer world make | baselines | measure`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import rich.table
 
 from enhancer.console import Console
 from enhancer.recipe import build
@@ -13,11 +16,77 @@ from enhancer.world import WorldSettings, make_world
 
 def make(folder: Path, overrides: list[str], console: Console) -> None:
     """Makes a world with the settings given as KEY=VALUE."""
-    raw: dict = {}
-    for override in overrides:
-        apply_override(raw, override)
-    settings = build(WorldSettings, raw, "the world's settings")
+    settings = _settings(overrides)
     with readable_write_errors(folder), console.bar("making clips", unit="clip") as bar:
         make_world(folder, settings, progress=bar)
     console.print(f"{folder}: {settings.train_clips} training, {settings.validation_clips} validation and "
                   f"{settings.test_clips} test clips", markup=False)
+
+
+def _settings(overrides: list[str]) -> WorldSettings:
+    raw: dict = {}
+    for override in overrides:
+        apply_override(raw, override)
+    return build(WorldSettings, raw, "the world's settings")
+
+
+def baselines(overrides: list[str], questions: int, out: Path | None, console: Console) -> dict:
+    """Prints accuracy per question type of the text-only and single-frame guesses."""
+    from enhancer.world.baselines import baseline_table
+    from enhancer.world.text import TYPES
+
+    with console.bar("guessing", unit="baseline") as bar:
+        rows = baseline_table(_settings(overrides), bar, test=questions)
+    table = rich.table.Table(title="Accuracy without watching", title_justify="left")
+    table.add_column("known")
+    for kind in TYPES:
+        table.add_column(kind, justify="right")
+    for name, row in rows.items():
+        table.add_row(name, *(f"{100 * row[kind]:.1f}" if kind in row else "" for kind in TYPES))
+    console.print(table)
+    _write(out, rows)
+    return rows
+
+
+def measure(folder: Path, teacher: str, clips: int, threads: int, out: Path | None, console: Console) -> dict:
+    """Prints reconstruction and localisation of a teacher on the world's test clips."""
+    import torch
+
+    from enhancer.shipped import quiet_libraries, teacher_path
+    from enhancer.world.measure import teacher_report
+    from enhancer.world.truth import load_truth
+    from vdm_priors.families import load_teacher
+
+    quiet_libraries()
+    truth = load_truth(folder)
+    torch.set_num_threads(threads)
+    loaded = load_teacher(teacher_path(teacher))
+    with console.bar("measuring", unit="part") as bar:
+        report = teacher_report(loaded, folder, truth, count=clips, progress=bar)
+    _print_report(report, console)
+    _write(out, report)
+    return report
+
+
+def _print_report(report: dict, console: Console) -> None:
+    console.print(f"{report['clips']} test clips: VAE {report['vae_psnr_db']} dB, inversion and reconstruction "
+                  f"{report['reconstruction_psnr_db']} dB", markup=False)
+    table = rich.table.Table(title="Does the attention find the named thing? AUC against its mask, chance 50",
+                             title_justify="left")
+    for column in ("map", "mean of heads", "best head", "prior, nouns", "prior, motion words"):
+        table.add_column(column, justify="left" if column == "map" else "right")
+    for corner, name in (("t2v", "text rows over the video (t2v)"), ("v2t", "video rows over the text (v2t)")):
+        heads = [value for layer in report["heads"][corner] for value in layer]
+        best = max(heads)
+        layer, head = divmod(heads.index(best), len(report["heads"][corner][0]))
+        prior = report[f"prior_{corner}"]
+        table.add_row(name, f"{100 * sum(heads) / len(heads):.1f}", f"{100 * best:.1f} (layer {layer}, head {head})",
+                      *(f"{100 * prior[kind]['auc']:.1f}" if prior[kind]["auc"] is not None else "" for kind in ("nouns", "motion")))
+    console.print(table)
+
+
+def _write(out: Path | None, document: dict) -> None:
+    if out is not None:
+        with readable_write_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -96,12 +96,14 @@ def chance(settings: WorldSettings, count: int = 600) -> dict[str, float]:
     return {kind: float(np.mean(values)) for kind, values in found.items()}
 
 
-def baseline_table(settings: WorldSettings | None = None, **sizes) -> dict[str, dict]:
+def baseline_table(settings: WorldSettings | None = None, progress=None, **sizes) -> dict[str, dict]:
     """Rows chance, text alone, first / middle / last frame; the values are accuracies per type."""
     settings = settings or WorldSettings()
     rows = {"chance": chance(settings)}
     frames = {"text alone": None, "first frame": 0, "middle frame": settings.frames // 2, "last frame": settings.frames - 1}
-    for name, frame in frames.items():
+    for done, (name, frame) in enumerate(frames.items()):
+        if progress:
+            progress(done, len(frames), name)
         scores = baseline(settings, frame, **sizes)
         rows[name] = {kind: entry["accuracy"] for kind, entry in scores["types"].items()}
     return rows

@@ -102,7 +102,8 @@ def teacher_quality(teacher, rows: list[dict], root: Path, frames: int = 9) -> d
     return {"vae_psnr_db": round(float((-10 * error.log10()).mean()), 2), "clips": len(rows)}
 
 
-def teacher_report(teacher, world: Path, truth: WorldTruth, count: int = 48, settings: ExtractionSettings | None = None) -> dict:
+def teacher_report(teacher, world: Path, truth: WorldTruth, count: int = 48, settings: ExtractionSettings | None = None,
+                   progress=None) -> dict:
     """All of the teacher's figures on the first `count` test clips about things (types MR, LM, AO, RC)."""
     rows = [row for row in json.loads((world / "test.json").read_text(encoding="utf-8"))
             if row["question_type"] in ("MR", "LM", "AO", "RC")][:count]
@@ -111,6 +112,8 @@ def teacher_report(teacher, world: Path, truth: WorldTruth, count: int = 48, set
     for direction in ("t2v", "v2t"):
         priors = []
         for start in range(0, len(rows), 16):
+            if progress:
+                progress(("t2v", "v2t").index(direction) * len(rows) + start, 2 * len(rows), f"priors, {direction}")
             part = rows[start : start + 16]
             clips = [read_clip(world / row["video"], Sampling(frames=9)) for row in part]
             texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in part]

@@ -27,7 +27,7 @@ def _world() -> WorldSettings:
 
 
 def _training() -> TrainSettings:
-    return TrainSettings(steps=1800, learning_rate_llm=2e-3, learning_rate_merger=1e-3, learning_rate_vision=5e-4,
+    return TrainSettings(steps=3600, learning_rate_llm=2e-3, learning_rate_merger=1e-3, learning_rate_vision=5e-4,
                          weight_decay=0.05, warmup=0.05, save_every=200, alignment=AlignmentSettings(weight=0.0))
 
 

@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from enhancer.video.clip import Sampling, read_clip
 from enhancer.world.make import WorldSettings, make_world
+from enhancer.world.render import render_masks
+from enhancer.world.truth import WorldTruth, load_truth
 from vdm_priors import small
 
 
@@ -27,14 +30,17 @@ class TeacherTraining:
     vae_steps: int = field(default=900, metadata={"help": "steps of the VAE", "min": 1})
     vae_batch: int = field(default=8, metadata={"help": "crops of 32 x 32 a step", "min": 1})
     vae_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the VAE"})
-    steps: int = field(default=1200, metadata={"help": "steps of the diffusion transformer", "min": 1})
+    steps: int = field(default=2600, metadata={"help": "steps of the diffusion transformer", "min": 1})
     batch_size: int = field(default=32, metadata={"help": "clips a step", "min": 1})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "peak learning rate of transformer and text encoder"})
+    things_weight: float = field(default=10.0, metadata={
+        "help": "extra loss weight of latent cells that things cover: they are a twelfth of the picture, and what texts speak of",
+        "min": 0})
     drop_text: float = field(default=0.1, metadata={"help": "share of empty prompts, for guidance", "min": 0, "max": 1})
     tokenizer: str = field(default="", metadata={"help": "folder of a T5 tokenizer; empty: the shipped teacher's"})
     seed: int = field(default=0, metadata={"help": "seed of weights, noise and data order"})
     bf16: bool = field(default=True, metadata={"help": "bfloat16 autocast: faster on CPUs that have it"})
-    save_every: int = field(default=300, metadata={"help": "steps between checkpoints"})
+    save_every: int = field(default=200, metadata={"help": "steps between checkpoints"})
 
 
 class Crops(torch.utils.data.Dataset):
@@ -55,24 +61,29 @@ class Crops(torch.utils.data.Dataset):
 
 
 class Latents(torch.utils.data.Dataset):
-    """Latents with a text of the clip: its caption, its question, or question and answer."""
+    """Latents with a text of the clip: its caption (every second time), its question, or question and answer.
 
-    def __init__(self, latents: torch.Tensor, rows: list[dict], tokenizer, length: int, drop: float, seed: int):
-        self.latents, self.rows, self.tokenizer = latents, rows, tokenizer
+    weights [K, F, h, w]: of each latent cell in the loss.
+    """
+
+    def __init__(self, latents: torch.Tensor, weights: torch.Tensor, rows: list[dict], tokenizer, length: int, drop: float,
+                 seed: int):
+        self.latents, self.weights, self.rows, self.tokenizer = latents, weights, rows, tokenizer
         self.length, self.drop, self.seed = length, drop, seed
 
     def __len__(self) -> int:
-        return len(self.rows) * 3
+        return len(self.rows) * 4
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index % len(self.rows)]
         question, answer = row["conversations"][0]["value"].removeprefix("<video>\n"), row["conversations"][1]["value"]
         rng = np.random.default_rng([self.seed, index])
-        text = (row["caption"], question, f"{question} {answer}")[index // len(self.rows)]
+        text = (row["caption"], question, row["caption"], f"{question} {answer}")[index // len(self.rows)]
         if rng.random() < self.drop:
             text = ""
         ids = self.tokenizer(text, padding="max_length", max_length=self.length, truncation=True)["input_ids"]
-        return {"latents": self.latents[index % len(self.rows)], "input_ids": torch.tensor(ids)}
+        n = index % len(self.rows)
+        return {"latents": self.latents[n], "weights": self.weights[n], "input_ids": torch.tensor(ids)}
 
 
 class _Report(TrainerCallback):
@@ -91,6 +102,7 @@ def _fit(module, data, folder: Path, settings: TeacherTraining, steps: int, batc
         seed=settings.seed, logging_steps=25, report_to=[], save_steps=settings.save_every, save_total_limit=1,
         disable_tqdm=True, remove_unused_columns=False, max_grad_norm=1.0, dataloader_pin_memory=False)
     trainer = Trainer(model=module, args=arguments, train_dataset=data, callbacks=[_Report(progress, label)])
+    trainer.remove_callback(PrinterCallback)  # progress says the same, readably
     trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
     return trainer.state.log_history
 
@@ -106,12 +118,29 @@ def encode_all(vae, frames_knhwc: np.ndarray, batch: int = 32) -> torch.Tensor:
     return torch.cat(parts).permute(0, 2, 1, 3, 4).contiguous()
 
 
+def cover(truth: WorldTruth, rows: list[dict], times: list[float], cells: int) -> torch.Tensor:
+    """Share of each latent cell that things cover in frames at `times` (seconds), [K, F, cells, cells].
+
+    A causal VAE's first latent stands for one frame, the others for four.
+    """
+    shares = []
+    for row in rows:
+        scene = truth.scene(row["video"])
+        things = np.stack([render_masks(scene, round(t * scene.fps)).any(axis=0) for t in times]).astype(np.float32)
+        side = scene.height // cells
+        parts = things.reshape(len(times), cells, side, cells, side).mean(axis=(2, 4))
+        shares.append(np.concatenate([parts[:1], parts[1:].reshape(-1, 4, cells, cells).mean(axis=1)]))
+    return torch.from_numpy(np.stack(shares))
+
+
 def train_teacher(folder: Path, settings: TeacherTraining, progress=None) -> Path:
     """World, VAE, latents, diffusion transformer, pipeline folder/model; continues after an interruption."""
     world, size = folder / "world", small.SmallTeacherSize()
     make_world(world, settings.world, progress, workers=2)
     rows = json.loads((world / "train.json").read_text(encoding="utf-8"))
-    clips = np.stack([read_clip(world / row["video"], Sampling(frames=size.frames)).frames for row in rows])
+    read = [read_clip(world / row["video"], Sampling(frames=size.frames)) for row in rows]
+    clips, times = np.stack([clip.frames for clip in read]), [float(t) for t in read[0].times]  # all clips are of one length
+    del read
     tokenizer_folder = settings.tokenizer or str(Path(__file__).parents[1] / "models" / "world-teacher" / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(settings.seed)
@@ -135,7 +164,8 @@ def train_teacher(folder: Path, settings: TeacherTraining, progress=None) -> Pat
 
     torch.manual_seed(settings.seed)
     model = small.DenoisingLoss(small.build_transformer(size), small.build_text_encoder(size, len(tokenizer)))
-    data = Latents(latents * scale, rows, tokenizer, size.text_tokens, settings.drop_text, settings.seed)
+    weights = 1.0 + settings.things_weight * cover(load_truth(world), rows, times, latents.shape[-1])
+    data = Latents(latents * scale, weights, rows, tokenizer, size.text_tokens, settings.drop_text, settings.seed)
     history["transformer"] = _fit(model, data, folder / "transformer", settings, settings.steps, settings.batch_size,
                                   settings.learning_rate, progress, "transformer")
     small.save_pipeline(folder / "model", tokenizer_folder, vae, model.transformer, model.text_encoder)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from enhancer.video.clip import FrameCache, Sampling
 from enhancer.world.render import render_masks
@@ -70,5 +71,6 @@ def warm_up(student, videos: list[Path], truth: WorldTruth, folder: Path, *, ste
     data = LabelledClips(videos, truth, frames, cell, cache)
     trainer = Trainer(model=module, args=arguments, train_dataset=data, data_collator=collate,
                       callbacks=[_Report(progress)])
+    trainer.remove_callback(PrinterCallback)  # progress says the same, readably
     trainer.train()
     return next(entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry)
