@@ -65,7 +65,8 @@ class Bar:
         speed = (self.done - self._phase[1]) / max(time.monotonic() - self._started, 1e-9)
         left = f", {(self.total - self.done) / speed:.0f} s left" if self.total and speed else ""
         of = f"/{self.total}" if self.total else ""
-        return f"{escape(self.title)}{f': {escape(text)}' if text else ''} {self.done}{of} ({_speed_text(speed, self.unit) or "…"}{left})"
+        pace = _speed_text(speed, self.unit) or "starting"
+        return f"{escape(self.title)}{f': {escape(text)}' if text else ''} {self.done}{of} ({pace}{left})"
 
     def close(self) -> None:
         """Takes the bar off the screen."""
