@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from types import ModuleType
 
 import av
 import numpy as np
-import pytest
 
-TESTS = Path(__file__).resolve().parents[1]
-TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "tokenizers"
+from tests.vdm_priors.tiny_teacher import build_tiny_teacher
+from tests.vlm_hooks.tiny_student import tiny_folder
+
 QUESTIONS = ["Which way does the red square move?", "Where does the square go at the end?"]
-
-
-def module(path: str) -> ModuleType:
-    """A helper of another test folder."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, TESTS / path)
-    loaded = importlib.util.module_from_spec(spec)
-    __import__("sys").modules.setdefault(Path(path).stem, loaded)
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 @cache
 def teacher_folder() -> Path:
-    if not (TOKENIZERS / "t5").is_dir():
-        pytest.skip(f"the real T5 tokenizer is not at {TOKENIZERS}")
-    return module("vdm_priors/tiny_teacher.py").build_tiny_teacher(Path(mkdtemp(prefix="tiny-teacher-")))
+    return build_tiny_teacher(Path(mkdtemp(prefix="tiny-teacher-")))
 
 
 @cache
 def student_folder() -> Path:
-    return Path(module("vlm_hooks/tiny_student.py").tiny_folder())
+    return Path(tiny_folder())
 
 
 def write_video(path: Path, frames: int = 9, size: tuple[int, int] = (32, 32), seed: int = 0, fps: int = 8) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import string
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from tests.tokenizers import QWEN2, T5
 
 from vdm_priors.words import Word, is_content_word, split_words, tokens_of_words
 
@@ -78,24 +79,10 @@ def test_content_words():
     assert is_content_word(Word("ball", 4, 8))
 
 
-def tokenizer_folder() -> Path | None:
-    """$MOTION_ENHANCER_TOKENIZERS, or `shared/tokenizers` beside a folder above this file."""
-    named = os.environ.get("MOTION_ENHANCER_TOKENIZERS")
-    candidates = [Path(named)] if named else []
-    candidates += [folder / "shared" / "tokenizers" for folder in Path(__file__).resolve().parents]
-    return next((folder for folder in candidates if folder.is_dir()), None)
-
-
 @pytest.fixture(scope="module")
 def tokenizers():
-    folder = tokenizer_folder()
-    if folder is None:
-        pytest.skip("no ../shared/tokenizers found; set MOTION_ENHANCER_TOKENIZERS to its path")
-    transformers = pytest.importorskip("transformers")
-    return {
-        name: transformers.AutoTokenizer.from_pretrained(folder / name, local_files_only=True)
-        for name in ("t5", "qwen2")
-    }
+    folders = {"t5": T5, "qwen2": QWEN2}
+    return {name: AutoTokenizer.from_pretrained(folder, local_files_only=True) for name, folder in folders.items()}
 
 
 def pieces(tokenizer, text: str, **options) -> dict[str, list[str]]:

@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 from transformers import AutoTokenizer
 
-from tests.vlm_hooks.tiny_student import CHAT_TEMPLATE, make_tokenizer, real_tokenizer
+from tests.tokenizers import T5
+from tests.vlm_hooks.tiny_student import CHAT_TEMPLATE, make_tokenizer
 from vdm_priors.words import Word, split_words, tokens_of_words
 from vlm_hooks.words import match_words
 
@@ -19,7 +20,7 @@ def qwen2():
 
 @cache
 def t5():
-    return AutoTokenizer.from_pretrained(real_tokenizer("t5"))
+    return AutoTokenizer.from_pretrained(T5)
 
 
 def student_side(text):

@@ -1,6 +1,6 @@
 """A small random Qwen2.5-VL of the real classes, with its full processor folder.
 
-vocabulary "qwen2": the real Qwen2 tokenizer of ../shared/tokenizers; "bytes": the same class
+vocabulary "qwen2": the real Qwen2 tokenizer; "bytes": the same class
 with a byte vocabulary, which is quick and needs no file.
 """
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import numpy as np
-import pytest
 import torch
 from transformers import (
     Qwen2_5_VLConfig,
@@ -25,9 +24,9 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from tests.tokenizers import QWEN2
 from vlm_hooks.families import load_student
 
-TOKENIZERS = Path(__file__).resolve().parents[3] / "shared" / "tokenizers"
 VISION_TOKENS = [  # in Qwen2.5-VL's order: ids 151646 to 151656 of the real vocabulary
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
     "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -63,15 +62,9 @@ def make_clip(frames: int = 4, height: int = 32, width: int = 48, fps: float = 2
     return Clip(pixels, [index / fps for index in range(frames)], frames / fps)
 
 
-def real_tokenizer(name: str) -> Path:
-    if not (TOKENIZERS / name).is_dir():
-        pytest.skip(f"the real {name} tokenizer is not at {TOKENIZERS}")
-    return TOKENIZERS / name
-
-
 def make_tokenizer(vocabulary: str) -> Qwen2Tokenizer:
     if vocabulary == "qwen2":
-        tokenizer = Qwen2Tokenizer.from_pretrained(real_tokenizer("qwen2"))
+        tokenizer = Qwen2Tokenizer.from_pretrained(QWEN2)
     else:
         alphabet = _byte_alphabet()
         vocab = {symbol: index for index, symbol in enumerate(alphabet)}
