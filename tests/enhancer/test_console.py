@@ -32,7 +32,21 @@ def test_log_lines_without_terminal(monkeypatch):
     console, stream = _console()
     with console.bar("training", 10, "step") as bar:
         bar(5)
-    assert "training 5/10" in stream.getvalue() and "left" in stream.getvalue()
+        bar(6)
+    assert "training 6/10" in stream.getvalue() and "left" in stream.getvalue()
+
+
+def test_speed_leaves_out_what_an_earlier_run_did(monkeypatch):
+    """Resumed at 500 of 600: one step in ten seconds is 0.1 step/s, not 50."""
+    now = [0.0]
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: now[0])
+    console, stream = _console()
+    with console.bar("training", 600, "step") as bar:
+        now[0] = 10.0
+        bar(500)
+        now[0] = 20.0
+        bar(501)
+    assert "501/600 (10.0 s/step, 990 s left)" in stream.getvalue()
 
 
 def test_quiet_keeps_results_and_warnings_only(monkeypatch):
