@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,26 +56,37 @@ def guarded(command: Callable) -> Callable:
     def run(*args, **kwargs):
         try:
             return command(*args, **kwargs)
-        except RecipeError as error:
-            _complain(error)
-            raise typer.Exit(2) from None
-        except UserError as error:
-            _complain(error)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            _complain("Interrupted. What is finished is kept; the same command continues from there.", label="")
-            raise typer.Exit(130) from None
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
-        except Exception as error:
-            if os.environ.get("ENHANCER_TRACEBACK") == "1":
-                raise
-            what = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
-            _complain(f"Unexpected: {what[:600]} This is a fault of the program, or of a library; set ENHANCER_TRACEBACK=1 to "
-                      f"see where.")
-            raise typer.Exit(1) from None
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(_explain(error)) from None
 
     return run
+
+
+def _explain(error: BaseException) -> int:
+    """Says what ended the command, and returns the exit status."""
+    if isinstance(error, KeyboardInterrupt) or _interrupted:
+        _complain("Interrupted. What is finished is kept; the same command continues from there.", label="")
+        return 130
+    if isinstance(error, UserError):
+        _complain(error)
+        return 2 if isinstance(error, RecipeError) else 1
+    if os.environ.get("ENHANCER_TRACEBACK") == "1":
+        raise error
+    what = f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"[:600].rstrip(".")
+    _complain(f"Unexpected: {what}. This is a fault of the program, or of a library; set ENHANCER_TRACEBACK=1 to see "
+              f"where.")
+    return 1
+
+
+_interrupted = False  # by Ctrl-C, which a library may turn into an error of its own: "could not import module"
+
+
+def _interrupt(*_: object) -> None:
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
 
 
 def _complain(message: object, label: str = "error: ") -> None:
@@ -314,19 +326,24 @@ def world_baselines(overrides: Overrides = None, questions: Annotated[int, typer
 @guarded
 def world_measure(
     folder: Annotated[Path, typer.Argument(metavar="WORLD", help="A folder made by `enhancer world make`.")],
-    teacher: Annotated[str, typer.Option(help="Teacher: `world`, a diffusers folder or hub name.")] = "world",
+    teacher: Annotated[Optional[str], typer.Option(help="Measure this teacher: `world`, a diffusers folder or hub name.")] = None,
+    student: Annotated[Optional[str], typer.Option(help="Measure this student: `world`, a model folder or hub name.")] = None,
     clips: Annotated[int, typer.Option(help="Test clips about things to measure on.", min=1)] = 48,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
     out: Annotated[Optional[Path], typer.Option(help="JSON file for the figures, every head's among them.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a teacher against the world's ground truth: reconstruction, and whether its attention finds the named thing.
+    """Measure models against the world's ground truth.
 
-    enhancer world measure worlds/mine --clips 48
+    The teacher: reconstruction, and whether its attention finds the named thing. The student: does it see, does it read motion?
+
+    enhancer world measure worlds/mine --teacher world --student world
     """
+    if teacher is None and student is None:
+        raise typer.BadParameter("give --teacher, --student, or both")
     from enhancer.commands.world import measure
 
-    measure(folder, teacher, clips, threads, out, Console(quiet))
+    measure(folder, teacher, student, clips, threads, out, Console(quiet))
 
 
 @app.command()
@@ -341,6 +358,8 @@ def doctor(output: Annotated[Path, typer.Option(help="Folder that runs shall be 
 
 def main() -> None:
     """The `enhancer` command."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may have it ignored
+        signal.signal(signal.SIGINT, _interrupt)
     # a closed pipe (`enhancer ls | head`) is no fault
     try:
         app()

@@ -215,7 +215,8 @@ class AlignedTrainer(Trainer):
         """The batch's alignment loss: a mean over its B samples."""
         chosen = self.settings.alignment
         with torch.autocast(self.args.device.type, enabled=False):  # regridding needs full precision
-            result = align_batch(notes.request, notes.matches, notes.grids, notes.priors, self.aligner, chosen.loss, chosen.normalize, chosen.regrid)
+            result = align_batch(notes.request, notes.matches, notes.grids, notes.priors, self.aligner, chosen.loss, chosen.normalize,
+                                 chosen.regrid, chosen.compare_on)
         attention = notes.request.mean()
         if result.words_matched and not attention.requires_grad:
             raise UserError(

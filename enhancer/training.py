@@ -42,6 +42,8 @@ class AlignmentSettings:
                             choices=("row", "none"))
     regrid: str = option("overlap", "student cells to prior cells: overlap keeps mass, trilinear interpolates at cell centres",
                          choices=("overlap", "trilinear"))
+    compare_on: str = option("prior", "grid of the comparison: prior is the paper's; on the student's, sources of different resolution count alike",
+                             choices=("prior", "student"))
     layers: list[int] | None = option(None, "decoder layers whose attention is averaged; negative numbers count from the last; null is all")
     missing_prior: str = option("ar_only", "a sample without a prior trains on its answer alone, is left out (skip), or stops the run (fail)",
                                 choices=("ar_only", "skip", "fail"))
@@ -130,7 +132,7 @@ def train(
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            aligner = build_aligner(settings.alignment.aligner, _first_grid(usable, priors)).to(student.model.device)
+            aligner = build_aligner(settings.alignment.aligner, _aligner_grid(settings.alignment, clips, prompts, priors, student)).to(student.model.device)
 
     identity = _identity(settings, usable, sampling, seed)
     checkpoint = _checkpoint_to_resume(folder / CHECKPOINTS, identity, settings.resume)
@@ -178,9 +180,15 @@ def _with_priors(samples: list[Sample], priors: Callable, policy: str, problems:
     return [sample for sample in samples if sample.id not in without]
 
 
-def _first_grid(samples: Sequence[Sample], priors: Callable) -> tuple[int, int, int] | None:
-    """Grid shape of the first prior; None without any (only the aligner "row" asks for it)."""
-    return next((prior.grid.shape for prior in map(priors, samples) if prior is not None), None)
+def _aligner_grid(settings: AlignmentSettings, clips: Any, prompts: dict, priors: Callable, student: Any) -> tuple[int, int, int] | None:
+    """Shape of the grid that rows are compared on, which the aligner "row" alone asks for; None if no sample has a prior."""
+    if settings.aligner != "row":
+        return None
+    if settings.compare_on == "prior":
+        return next((prior.grid.shape for prior in map(priors, clips.samples) if prior is not None), None)
+    item = clips[0]
+    encoding = student.encode([item.clip], [prompts[item.sample.id].text], names=[item.sample.id])
+    return student.grids(encoding.inputs, [item.clip])[0][0].shape
 
 
 def _layers(layers: Sequence[int] | None, student: Any) -> list[int] | None:

@@ -102,6 +102,12 @@ class TokenGrid:
     def num_tokens(self) -> int:
         return self.frames * self.rows * self.columns
 
+    @property
+    def volumes(self) -> Tensor:
+        """[F, H, W] float64: seconds × share of the frame that each cell spans."""
+        spans, heights, widths = self.spans.diff(dim=1)[:, 0], self.row_edges.diff(), self.column_edges.diff()
+        return spans[:, None, None] * heights[:, None] * widths
+
     def cell(self, index: int) -> tuple[tuple[float, float], tuple[float, float, float, float]]:
         """Span (start, end) in seconds and box (top, left, bottom, right) of token `index`."""
         if not 0 <= index < self.num_tokens:
@@ -222,6 +228,12 @@ def regrid(values: Tensor, source: TokenGrid, target: TokenGrid, mode: str = "ov
         reached = _apply(valid.to(dtype), matrices)
         result = torch.where(reached > 0, result / reached.clamp(min=1e-12), 0.0)
     return torch.where(target.valid.to(values.device), result, 0.0).to(values.dtype)
+
+
+def covered_share(source: TokenGrid, target: TokenGrid) -> Tensor:
+    """[F', H', W'] float64 in 0..1: how much of every target cell valid source cells cover."""
+    everywhere = TokenGrid(target.spans, target.row_edges, target.column_edges, torch.ones(target.shape, dtype=torch.bool))
+    return regrid(source.volumes, source, everywhere) / target.volumes
 
 
 def _intervals(grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:

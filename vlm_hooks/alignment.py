@@ -1,7 +1,7 @@
 """The alignment of the student's attention with the motion prior.
 
 Per word: student row --regrid--> prior's grid --normalise--> aligner --> distance to the
-prior's map. (MotionEnhancer Eq. 15: L = L_AR + λ ‖Aligner(A_VLM) − A_VDM‖₂.)
+prior's map; or, with compare_on "student", the prior is carried to the student's grid instead. (MotionEnhancer Eq. 15: L = L_AR + λ ‖Aligner(A_VLM) − A_VDM‖₂.)
 
 Legend: B samples, W words (of one or many samples), R captured rows, C captured columns,
 F×H×W cells of a grid.
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from vdm_priors.errors import UserError
-from vdm_priors.grid import TokenGrid, regrid
+from vdm_priors.grid import TokenGrid, covered_share, regrid
 from vdm_priors.prior import MotionPrior
 from vlm_hooks.capture import CaptureRequest
 from vlm_hooks.words import WordMatch
 
 LOSSES = ("l2", "mse", "kl", "js", "cosine")
 NORMALIZATIONS = ("none", "row")
+GRIDS = ("prior", "student")
 ALIGNERS = ("pointwise", "row", "conv3d", "identity")
 WIDTHS = {"pointwise": 16, "row": 128, "conv3d": 8}  # a few ms for 32 samples on one CPU core
 TINY = 1e-12
@@ -199,6 +200,7 @@ def align_batch(
     kind: str = "l2",
     normalize: str = "row",
     regrid_mode: str = "overlap",
+    compare_on: str = "prior",
 ) -> AlignmentResult:
     """Alignment loss of a batch of B samples from captured rows.
 
@@ -208,8 +210,16 @@ def align_batch(
     of weight × distance within a sample, then the mean over all B samples (one without words
     counts 0), so that it does not depend on how a batch is divided for accumulation. A word
     whose prior has no mass says nothing and counts as unmatched.
+
+    compare_on "prior": the student's rows are carried to the prior's grid (the paper). An l2
+    distance there shrinks as that grid gets finer, and detail within a visual token, which the
+    student cannot follow, damps its gradient. "student": the priors are carried to the
+    student's grid, where sources of any resolution count alike; cells less than half covered
+    by the prior are left out.
     """
     _check(kind, normalize)
+    if compare_on not in GRIDS:
+        raise UserError(f"Unknown grid {compare_on!r} to compare on: choose one of {', '.join(GRIDS)}.")
     attention_brc = captured.mean()
     device = attention_brc.device
     words, tokens, token_word = _matched_words(matches, priors, attention_brc.shape[1])
@@ -238,11 +248,18 @@ def align_batch(
         weights = torch.stack([p.weight[n] for p, n in chosen])
         share = weights / words_of_sample[[words[m][0] for m in members]] / len(matches)
         rows = rows_wc[torch.tensor(members, device=device), : student_grid.num_tokens]
-        rows = regrid(rows.reshape(-1, *student_grid.shape), student_grid, prior.grid, regrid_mode)
+        rows = rows.reshape(-1, *student_grid.shape)
+        if compare_on == "prior":
+            rows = regrid(rows, student_grid, prior.grid, regrid_mode)
+            valid = prior.grid.valid
+        else:
+            prior_rows = regrid(prior_rows, prior.grid, student_grid, regrid_mode)
+            valid = student_grid.valid & (covered_share(prior.grid, student_grid) >= 0.5)
+            rows = rows * valid.to(device)
+        valid = valid.to(device)
         rows = normalize_rows(rows, normalize)
         if aligner is not None:
             rows = aligner(rows)
-        valid = prior.grid.valid.to(device)
         rows, prior_rows = rows * valid, normalize_rows(prior_rows * valid, normalize)
         loss = loss + (row_losses(rows, prior_rows, kind) * share.to(device)).sum()
     return AlignmentResult(loss, len(words), words_total, video_mass)

@@ -12,6 +12,7 @@ from enhancer.recipe import build
 from enhancer.recipe_files import apply_override
 from enhancer.runfolder import readable_write_errors
 from enhancer.world import WorldSettings, make_world
+from enhancer.world.text import TYPES
 
 
 def make(folder: Path, overrides: list[str], console: Console) -> None:
@@ -33,7 +34,6 @@ def _settings(overrides: list[str]) -> WorldSettings:
 def baselines(overrides: list[str], questions: int, out: Path | None, console: Console) -> dict:
     """Prints accuracy per question type of the text-only and single-frame guesses."""
     from enhancer.world.baselines import baseline_table
-    from enhancer.world.text import TYPES
 
     with console.bar("guessing", unit="baseline") as bar:
         rows = baseline_table(_settings(overrides), bar, test=questions)
@@ -48,27 +48,35 @@ def baselines(overrides: list[str], questions: int, out: Path | None, console: C
     return rows
 
 
-def measure(folder: Path, teacher: str, clips: int, threads: int, out: Path | None, console: Console) -> dict:
-    """Prints reconstruction and localisation of a teacher on the world's test clips."""
+def measure(folder: Path, teacher: str | None, student: str | None, clips: int, threads: int, out: Path | None,
+            console: Console) -> dict:
+    """Prints reconstruction and localisation of a teacher, and what a student sees, on the world's test clips."""
     import torch
 
-    from enhancer.shipped import quiet_libraries, teacher_path
-    from enhancer.world.measure import teacher_report
+    from enhancer.shipped import quiet_libraries, student_path, teacher_path
+    from enhancer.world.measure import student_report, teacher_report
     from enhancer.world.truth import load_truth
     from vdm_priors.families import load_teacher
+    from vlm_hooks.families import load_student
 
     quiet_libraries()
     truth = load_truth(folder)
     torch.set_num_threads(threads)
-    loaded = load_teacher(teacher_path(teacher))
-    with console.bar("measuring", unit="part") as bar:
-        report = teacher_report(loaded, folder, truth, count=clips, progress=bar)
-    _print_report(report, console)
+    report: dict = {}
+    if teacher is not None:
+        loaded = load_teacher(teacher_path(teacher))
+        with console.bar("teacher", unit="clip") as bar:
+            report["teacher"] = teacher_report(loaded, folder, truth, count=clips, progress=bar)
+        _print_teacher(report["teacher"], console)
+    if student is not None:
+        with console.bar("student", unit="question") as bar:
+            report["student"] = student_report(load_student(student_path(student)), folder, truth, progress=bar)
+        _print_student(report["student"], console)
     _write(out, report)
     return report
 
 
-def _print_report(report: dict, console: Console) -> None:
+def _print_teacher(report: dict, console: Console) -> None:
     console.print(f"{report['clips']} test clips: VAE {report['vae_psnr_db']} dB, inversion and reconstruction "
                   f"{report['reconstruction_psnr_db']} dB", markup=False)
     table = rich.table.Table(title="Does the attention find the named thing? AUC against its mask, chance 50",
@@ -82,6 +90,16 @@ def _print_report(report: dict, console: Console) -> None:
         prior = report[f"prior_{corner}"]
         table.add_row(name, f"{100 * sum(heads) / len(heads):.1f}", f"{100 * best:.1f} (layer {layer}, head {head})",
                       *(f"{100 * prior[kind]['auc']:.1f}" if prior[kind]["auc"] is not None else "" for kind in ("nouns", "motion")))
+    console.print(table)
+
+
+def _print_student(report: dict, console: Console) -> None:
+    table = rich.table.Table(title="What does the student answer rightly? Test clips, 95% intervals", title_justify="left")
+    for column in ("type", "questions", "chance", "accuracy", "interval"):
+        table.add_column(column, justify="left" if column == "type" else "right")
+    for kind, entry in sorted(report.items(), key=lambda pair: (pair[0] in TYPES, pair[0])):
+        table.add_row(kind, str(entry["n"]), f"{100 * entry['chance']:.1f}", f"{100 * entry['accuracy']:.1f}",
+                      f"{100 * entry['low']:.1f} to {100 * entry['high']:.1f}")
     console.print(table)
 
 

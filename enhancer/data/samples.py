@@ -26,6 +26,7 @@ HIDDEN_ANSWER = "NA"  # MotionBench's hidden test split
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OPTION_LINE = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.*\S)\s*$")
 _LETTER_ANSWER = re.compile(r"^\(?([A-Z])\)?[.:]?$")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one alone; no file or tokenizer takes it
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # MotionBench names files alone; these are the folders of its download, and of ours
 _MOTIONBENCH_FOLDERS = ("", "videos", "public-dataset", "self-collected")
@@ -74,7 +75,7 @@ def load_samples(
             try:
                 samples.append(build(root))
             except SampleError as error:
-                problems.append(Problem(sample_id, f"{place}: {error}"))
+                problems.append(Problem(sample_id, str(error) if sample_id == place else f"{place}: {error}"))
     if not samples:
         listed = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3]) or "it holds no rows"
         raise SampleError(f"{path}: no usable sample among {len(problems)} ({listed}). Correct the file, or data.root ({root}) if videos are missing.")
@@ -93,7 +94,7 @@ def _rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict]]:
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise SampleError(f"{path}: is not valid JSON ({error}). Correct the file at that place.") from error
         numbered = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
     else:
@@ -105,11 +106,15 @@ def _rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict]]:
                 numbered.append((f"line {number}", json.loads(line)))
             except json.JSONDecodeError as error:
                 problems.append(Problem(f"line {number}", f"is not valid JSON ({error.msg} at column {error.colno})"))
+            except RecursionError:
+                problems.append(Problem(f"line {number}", "is not a sample: it is nested too deeply"))
     for place, row in numbered:
-        if isinstance(row, dict):
-            yield place, row
+        if not isinstance(row, dict):
+            problems.append(Problem(place, f"is of type {type(row).__name__}, not an object with keys"))
+        elif _SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+            problems.append(Problem(place, "holds half a surrogate pair, which is no character; correct the encoding"))
         else:
-            problems.append(Problem(place, f"is a {type(row).__name__}, not an object with keys"))
+            yield place, row
 
 
 def _questions(place: str, row: dict, format: str) -> list[tuple[str, Any]]:
@@ -290,9 +295,16 @@ def _locate(video: str, root: Path, folders: tuple[str, ...] = ("",)) -> Path:
     """The video's path under root; SampleError where it leaves root or is not there."""
     base = root.resolve()
     for folder in folders:
-        path = (base / folder / video).resolve()
+        try:
+            path = (base / folder / video).resolve()
+            found = path.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL character, a circle of links
+            circle = isinstance(error, RuntimeError)
+            why = "links in a circle" if circle else getattr(error, "strerror", None) or error
+            shown = repr(video) if len(video) <= 100 else f"{video[:80]!r} and {len(video) - 80} characters more"
+            raise SampleError(f"the video path {shown} cannot be looked up ({why}); correct it") from error
         if not path.is_relative_to(base):
             raise SampleError(f"the video path {video!r} leaves the data folder {root}; move the video there, or set data.root")
-        if path.is_file():
+        if found:
             return path
     raise SampleError(f"the video {video!r} is not in {root}; check the path, or set data.root")

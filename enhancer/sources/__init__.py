@@ -106,8 +106,9 @@ def fill_store(source: MotionSource, samples: list[Sample], store: PriorStore, p
             report.reused += 1
             report.facts[key] = _facts(stored)
         elif key not in pending:  # two samples of the same clip and text share one prior
-            report.replaced += key in store
-            store.discard(key)
+            if key in store:
+                store.discard(key)
+                report.replaced += 1
             pending.add(key)
             todo.append(sample)
     if progress:

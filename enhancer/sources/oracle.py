@@ -55,7 +55,7 @@ class OracleSource:
             raise SampleError("no word of its text has evidence in the ground truth")
         kept = [word for word, there in zip(words, seen.tolist(), strict=True) if there]
         return MotionPrior(text=text, words=kept, maps=maps[seen], grid=grid, weight=torch.ones(len(kept)),
-                           provenance={"source": self.name, "seconds": [float(t) for t in clip.times]})
+                           provenance={"source": self.name, "seconds": [float(t) for t in clip.seconds]})
 
 
 def build(context: SourceContext) -> OracleSource:

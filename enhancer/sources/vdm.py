@@ -79,7 +79,8 @@ class VdmSource:
         texts = [shared_text(sample, context.text) for sample, _ in batch]
         priors = extract_priors(teacher, clips, texts, context.settings, size=context.size)
         for prior, clip in zip(priors, clips, strict=True):
-            prior.provenance.update(video=Path(clip.path).name, notes=list(clip.notes))
+            seconds = [float(t) for t in clip.seconds]  # without a repeated last frame's
+            prior.provenance.update(video=Path(clip.path).name, seconds=seconds, notes=list(clip.notes))
         return priors
 
 

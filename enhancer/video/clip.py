@@ -70,7 +70,8 @@ class Sampling:
 class Clip:
     """Sampled frames of one file. frames [N,H,W,3] uint8 RGB, upright (rotation metadata applied);
     times: N seconds after the file's first frame; duration: seconds of the whole file;
-    box: top, left, bottom, right of the frames in the normalised source frame."""
+    box: top, left, bottom, right of the frames in the normalised source frame; repeated: how many
+    of the frames are the last one again, whose times go on at the same pace."""
 
     path: Path
     frames: np.ndarray
@@ -78,6 +79,12 @@ class Clip:
     duration: float
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     notes: list[str] = field(default_factory=list)
+    repeated: int = 0
+
+    @property
+    def seconds(self) -> list[float]:
+        """Times of the frames that were really sampled, without the repeated one's."""
+        return self.times[: len(self.times) - self.repeated]
 
 
 def read_clip(path: str | os.PathLike, sampling: Sampling = Sampling()) -> Clip:
@@ -98,7 +105,8 @@ def read_clip(path: str | os.PathLike, sampling: Sampling = Sampling()) -> Clip:
         frames = _decode(path, index, chosen)
         if frames is None:
             raise ClipError(f"{path}: the video decodes differently each time it is read. Re-encode it (ffmpeg -i IN OUT.mp4) or leave it out.")
-    return Clip(path, np.stack([frames[i] for i in chosen]), times, index.duration, notes=notes)
+    repeated = len(chosen) - len(set(chosen))
+    return Clip(path, np.stack([frames[i] for i in chosen]), times, index.duration, notes=notes, repeated=repeated)
 
 
 # -- the file -------------------------------------------------------------------------

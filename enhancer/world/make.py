@@ -27,7 +27,7 @@ from enhancer.world.sampling import SPLITS, draw_scene
 from enhancer.world.text import TYPES, Question, caption, places, static_question
 from vdm_priors.errors import UserError
 
-VERSION = 1  # raise when the same settings would draw other clips
+VERSION = 2  # raise when the same settings would draw other clips
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 Teacher: PSNR of its VAE and of inversion-reconstruction, and how well its text-vision attention finds the named thing
 (area under the ROC curve of the map over cells, against the cells that the thing covers; 0.5 is chance).
+Student: accuracy on questions that one frame answers, and on the six motion types.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from enhancer.video.clip import Sampling, read_clip
+from enhancer.data.samples import load_samples
+from enhancer.evaluation.multiple_choice import evaluate
+from enhancer.evaluation.scores import summarise
+from enhancer.video.clip import FrameCache, Sampling, read_clip
+from enhancer.world.static import static_samples
 from enhancer.world.truth import WorldTruth
 from vdm_priors.extract import ExtractionSettings, extract_priors
 from vdm_priors.harvest import HarvestRequest, harvest
@@ -123,4 +128,16 @@ def teacher_report(teacher, world: Path, truth: WorldTruth, count: int = 48, set
     for key in ("psnr_db", "latent_relative_l2"):
         values = [m[key] for m in measured if m[key] is not None]
         report[f"reconstruction_{key}"] = round(float(np.mean(values)), 3) if values else None
+    return report
+
+
+def student_report(student, world: Path, truth: WorldTruth, frames: int = 8, progress=None) -> dict:
+    """Accuracy with Wilson intervals per type, static and motion, on the test split: {type: {n, accuracy, low, high, chance}}."""
+    moving, _ = load_samples(world / "test.json", world)
+    samples = static_samples(world, truth) + list(moving)
+    answers = evaluate(student, samples, Sampling(frames=frames), FrameCache(), progress=progress)
+    report = summarise(answers)["types"]
+    for kind, entry in report.items():
+        of_kind = [1 / len(sample.options) for sample in samples if sample.question_type == kind]
+        entry["chance"] = sum(of_kind) / len(of_kind)
     return report

@@ -6,6 +6,9 @@ question's text nor one frame tells the answer (enhancer/world/baselines.py meas
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from enhancer.world.render import TEST_BACKGROUNDS, TRAIN_BACKGROUNDS
@@ -13,7 +16,7 @@ from enhancer.world.scene import CAMERAS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, 
 from enhancer.world.text import Question, motion_question
 
 SPLITS = ("train", "validation", "test")
-REACH = (0.22, 0.34)  # of the frame: 14 to 22 pixels of 64; longer paths would let the first place tell the direction
+REACH = (0.18, 0.26)  # of the frame: 12 to 17 pixels of 64; longer paths would let the first place tell the direction
 
 
 def looks(split: str) -> list[tuple[str, str]]:
@@ -84,18 +87,21 @@ def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[i
     elif kind == "MO":
         count = max(count, 3)
         ways = [direction, *rng.permutation([d for d in DIRECTIONS if d != direction])[: count - 1]]
-        motions = [random_motion(rng, "slide", directions=(str(way),)) for way in ways]
+        # shorter ways: three places together tell more than one
+        motions = [random_motion(rng, "slide", directions=(str(way),), reach=float(rng.uniform(0.14, 0.18))) for way in ways]
     elif kind == "AO":
         motions = [random_motion(rng, "turn"), *others(count - 1, ["turn", "slide"])]
-        motions[0] = Motion(motions[0].kind, motions[0].directions, min(motions[0].reach, 0.26))
+        motions[0] = replace(motions[0], reach=min(motions[0].reach, 0.2))
     elif kind == "RC":
         motions = [random_motion(rng, "jump"), *others(count - 1, ["jump", "rest"])]
     else:
         motions = others(count, ["rest"])
         camera = Camera(str(rng.choice([c for c in CAMERAS if c != "still"])), float(rng.uniform(0.25, 0.4)))
     scene_things = _things(rng, split, motions)
-    if motions[0].kind == "bounce" and count > 1:
-        scene_things = _with_obstacle(scene_things)
+    if kind == "MR":
+        scene_things = tuple(replace(thing, tilt=float(rng.uniform(-math.pi, math.pi))) for thing in scene_things)
+    if count > 1 and (kind == "MR" or motions[0].kind == "bounce"):
+        scene_things = _with_neighbour(rng, scene_things)
     order = rng.permutation(count)  # the named thing is not always the one drawn first (lowest)
     backgrounds = TEST_BACKGROUNDS if split == "test" else TRAIN_BACKGROUNDS
     scene = Scene(tuple(scene_things[i] for i in order), camera, str(rng.choice(backgrounds)),
@@ -104,11 +110,22 @@ def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[i
     return scene, motion_question(rng, kind, scene, target)
 
 
-def _with_obstacle(things: tuple[Thing, ...]) -> tuple[Thing, ...]:
-    """Put a resting second thing where the first one bounces: contact seen, not only implied."""
+def _with_neighbour(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+    """Put the second thing, at rest, beside the place where the first one is in the middle of the clip.
+
+    A bounce has it in its way: the contact is seen, not only implied. Other motions have one that they do not touch, so
+    that the neighbour alone does not tell a bounce.
+    """
     first, second = things[0], things[1]
-    dx, dy = DIRECTIONS[first.motion.directions[0]]
-    gap = first.motion.reach + 0.85 * (first.size + second.size)
-    at = (min(max(first.origin[0] + dx * gap, 0.0), 1.0), min(max(first.origin[1] + dy * gap, 0.0), 1.0))
-    blocked = Thing(second.colour, second.shape, at, second.size, second.texture, Motion())
-    return (first, blocked, *things[2:])
+    if first.motion.kind == "bounce":
+        side = DIRECTIONS[first.motion.directions[0]]
+    elif first.motion.directions:
+        dx, dy = DIRECTIONS[first.motion.directions[0]]
+        sign = float(rng.choice([-1.0, 1.0]))
+        side = (dy * sign, dx * sign)
+    else:
+        side = DIRECTIONS[str(rng.choice(list(DIRECTIONS)))]
+    x, y, _ = first.pose(0.5)
+    gap = 0.85 * (first.size + second.size)
+    at = (min(max(x + side[0] * gap, 0.0), 1.0), min(max(y + side[1] * gap, 0.0), 1.0))
+    return (first, replace(second, origin=at, motion=Motion()), *things[2:])

@@ -66,7 +66,8 @@ class Motion:
 
 @dataclass(frozen=True)
 class Thing:
-    """A textured shape. origin: its centre (x, y) at time 0; size: radius; texture: seed of its surface."""
+    """A textured shape. origin: its centre (x, y) at time 0; size: radius; texture: seed of its surface; tilt: its
+    rotation at time 0 in radians, so that one frame does not tell what has turned."""
 
     colour: str
     shape: str
@@ -74,6 +75,7 @@ class Thing:
     size: float
     texture: int
     motion: Motion = field(default_factory=Motion)
+    tilt: float = 0.0
 
     @property
     def name(self) -> str:
@@ -82,7 +84,7 @@ class Thing:
     def pose(self, t: float) -> tuple[float, float, float]:
         """Centre x, y (fractions of the frame) and rotation (radians) at time t in [0, 1]."""
         dx, dy, angle = self.motion.offset(t)
-        return self.origin[0] + dx, self.origin[1] + dy, angle
+        return self.origin[0] + dx, self.origin[1] + dy, self.tilt + angle
 
 
 @dataclass(frozen=True)

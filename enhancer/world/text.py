@@ -83,7 +83,7 @@ def motion_question(rng: np.random.Generator, kind: str, scene: Scene, target: i
         text = f"Which way does the {thing.name} move {which}?"
         first, last = thing.motion.directions
         mentions = _mentions(text, target, (thing.colour, thing.shape), ("way", "move", which))
-        return Question(kind, text, _shuffled(rng, (first, last)), first if which == "first" else last, mentions)
+        return Question(kind, text, _shuffled(rng, DIRECTIONS), first if which == "first" else last, mentions)
     if kind == "RC":
         text = f"How many times does the {thing.name} jump?"
         mentions = _mentions(text, target, (thing.colour, thing.shape), ("times", "jump"))

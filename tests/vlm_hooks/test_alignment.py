@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 import torch
@@ -246,6 +245,44 @@ def test_aligned_rows_have_a_smaller_loss_than_shuffled_ones():
     assert right < 1e-6 < wrong and swapped > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["l2", "mse", "kl"])
+def test_on_the_students_grid_resolution_of_the_prior_does_not_matter(kind):
+    """A prior and the same prior on cells cut in eight give one loss there, but not on their own grids."""
+    coarse, fine, student_grid = make_grid(2, 4, 4), make_grid(4, 8, 8), make_grid(2, 2, 2)
+    prior = make_prior(1, coarse)
+    cut = MotionPrior(prior.text, prior.words, regrid(prior.maps, coarse, fine), fine, prior.weight)
+    rows = torch.rand(1, 1, student_grid.num_tokens)
+    matches = [WordMatch([(0, [0])], [])]
+
+    def loss(of, on):
+        return align_batch(Captured(rows), matches, [student_grid], [of], kind=kind, compare_on=on).loss
+
+    torch.testing.assert_close(loss(prior, "student"), loss(cut, "student"))
+    if kind != "kl":
+        assert loss(cut, "prior") < 0.5 * loss(prior, "prior")
+
+
+def test_on_the_students_grid_cells_the_prior_did_not_see_are_left_out():
+    """A prior of the left half: attention to the right half costs nothing, and the loss is that of the halves alone."""
+    student_grid = make_grid(1, 2, 4)
+    spans = student_grid.spans
+    half = TokenGrid.regular(spans, 2, 2, box=(0.0, 0.0, 1.0, 0.5))
+    prior = MotionPrior("w0", split_words("w0"), torch.tensor([[[[1.0, 0.0], [2.0, 1.0]]]]), half, torch.ones(1))
+    matches = [WordMatch([(0, [0])], [])]
+    row = torch.tensor([[1.0, 0.0, 5.0, 9.0], [2.0, 1.0, 7.0, 3.0]])
+    same = align_batch(Captured(row.reshape(1, 1, 8)), matches, [student_grid], [prior], compare_on="student").loss
+    assert same < 1e-6
+    row[0, 0] = 3.0
+    got = align_batch(Captured(row.reshape(1, 1, 8)), matches, [student_grid], [prior], compare_on="student").loss
+    expected = (torch.tensor([3.0, 0.0, 2.0, 1.0]) / 6 - torch.tensor([1.0, 0.0, 2.0, 1.0]) / 4).norm()
+    torch.testing.assert_close(got, expected)
+
+
+def test_unknown_grid_to_compare_on_is_refused():
+    with pytest.raises(UserError, match="compare on"):
+        align_batch(Captured(torch.rand(1, 0, 8)), [None], [make_grid(2, 2, 2)], [None], compare_on="teacher")
+
+
 # --- through the model -----------------------------------------------------------------------
 
 
@@ -282,19 +319,3 @@ def test_gradient_reaches_every_captured_layer(aligner_kind):
     visual = student.model.model.visual
     assert visual.merger.mlp[0].weight.grad.abs().max() > 0
     assert visual.patch_embed.proj.weight.grad.abs().max() > 0
-
-
-def test_a_batch_of_the_worlds_size_is_quick():
-    """32 samples × 4 words of equal grids are one group: 4 ms alone, twice that is allowed."""
-    grid, prior_grid = make_grid(4, 4, 4), make_grid(3, 8, 8)
-    priors = [make_prior(4, make_grid(3, 8, 8), seed) for seed in range(32)]
-    assert priors[0].grid == prior_grid and priors[0].grid is not priors[1].grid
-    matches = [WordMatch([(i, [i, i + 9]) for i in range(4)], [])] * 32
-    rows = torch.rand(32, 8, 64, requires_grad=True)
-    aligner = build_aligner("pointwise")
-    seconds = []
-    for _ in range(10):
-        started = time.process_time()
-        align_batch(Captured(rows), matches, [grid] * 32, priors, aligner)
-        seconds.append(time.process_time() - started)
-    assert min(seconds) < 0.008
