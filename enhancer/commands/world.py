@@ -35,6 +35,7 @@ def baselines(overrides: list[str], questions: int, out: Path | None, console: C
     """Prints accuracy per question type of the text-only and single-frame guesses."""
     from enhancer.world.baselines import baseline_table
 
+    _check_writable(out)
     with console.bar("guessing", unit="baseline") as bar:
         rows = baseline_table(_settings(overrides), bar, test=questions)
     table = rich.table.Table(title="Accuracy without watching", title_justify="left")
@@ -59,6 +60,7 @@ def measure(folder: Path, teacher: str | None, student: str | None, clips: int, 
     from vdm_priors.families import load_teacher
     from vlm_hooks.families import load_student
 
+    _check_writable(out)
     quiet_libraries()
     truth = load_truth(folder)
     torch.set_num_threads(threads)
@@ -103,8 +105,15 @@ def _print_student(report: dict, console: Console) -> None:
     console.print(table)
 
 
-def _write(out: Path | None, document: dict) -> None:
+def _check_writable(out: Path | None) -> None:
+    """Before minutes of work: can the file be written?"""
     if out is not None:
         with readable_write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
+            out.open("a").close()
+
+
+def _write(out: Path | None, document: dict) -> None:
+    if out is not None:
+        with readable_write_errors(out):
             out.write_text(json.dumps(document, indent=1), encoding="utf-8")

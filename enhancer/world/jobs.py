@@ -42,7 +42,7 @@ def _run(recipe, console: Console, train, what: str) -> Path:
 
     torch.set_num_threads(recipe.threads)
     folder = Path(recipe.output) / recipe.name
-    with readable_write_errors(folder), console.bar(what, unit="step") as bar:
+    with readable_write_errors(folder), console.bar(what) as bar:
         folder.mkdir(parents=True, exist_ok=True)
         model = train(folder, recipe.training, bar)
     console.print(f"{what}: {model}", markup=False)

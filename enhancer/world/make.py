@@ -105,8 +105,11 @@ def _draw(settings: WorldSettings, videos: Path, split: str, index: int, kind: s
     target = videos / record["video"]
     if not target.is_file():
         partial = target.with_suffix(".part.mp4")
-        write_clip(partial, render_clip(Scene.from_dict(record["scene"])), settings.fps, settings.crf)
-        partial.replace(target)
+        try:
+            write_clip(partial, render_clip(Scene.from_dict(record["scene"])), settings.fps, settings.crf)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)  # of an interrupted or failed encoding
     return record, question, static
 
 

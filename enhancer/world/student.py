@@ -2,13 +2,15 @@
 
 The supervision is dense (every thing's first and last square), because a model this small stays at chance for
 thousands of steps when only a one-word answer is supervised. First the vision tower learns what each cell holds
-(vision.py), then the whole model learns captions: the main job's training with λ = 0.
+(vision.py), then the whole model learns captions: the main job's training with λ = 0. It does so in rounds, each on a
+world of its own with a fresh rise and fall of the learning rates (warm restarts, Loshchilov & Hutter 2017), so that it
+meets new clips and cannot learn them by heart.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from enhancer.data.samples import load_samples
@@ -37,6 +39,8 @@ class StudentTraining:
 
     world: WorldSettings = field(default_factory=_world)
     training: TrainSettings = field(default_factory=_training)
+    rounds: int = field(default=2, metadata={"help": "trainings one after the other; round k's world has the seed world.seed + k",
+                                             "min": 1})
     vision_steps: int = field(default=700, metadata={"help": "steps of the vision tower's warm start", "min": 1})
     vision_batch: int = field(default=16, metadata={"help": "clips a step of the warm start", "min": 1})
     vision_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the warm start", "min": 0})
@@ -57,33 +61,50 @@ def corpus(world: WorldSettings, clips: int = 1500) -> list[str]:
 
 
 def train_student(folder: Path, settings: StudentTraining, progress=None) -> Path:
-    """World, tokenizer, untrained model, training, float16 export to folder/model; continues after an interruption."""
+    """Worlds, tokenizer, untrained model, trainings, float16 export to folder/model; continues after an interruption."""
     from vlm_hooks.families import load_student
     from vlm_hooks.small import build_small_student
 
-    world, start, partial = folder / "world", folder / "start", folder / "start.part"
-    seeing = folder / "seeing"
-    make_world(world, settings.world, progress, workers=2)
+    start, partial, seeing = folder / "start", folder / "start.part", folder / "seeing"
     if not start.is_dir():
         build_small_student(partial, corpus(settings.world), hidden=settings.hidden, layers=settings.layers,
                             vision_depth=settings.vision_depth, seed=settings.seed)
         partial.rename(start)
-    cache = FrameCache(2 << 30)
     if not seeing.is_dir():
-        student = load_student(start)
+        world, student = _world_of_round(folder, settings, 0, progress), load_student(start)
         videos = sorted((world / "videos").glob("train-*.mp4"))
         warm_up(student, videos, load_truth(world), folder / "vision", steps=settings.vision_steps,
                 batch=settings.vision_batch, rate=settings.vision_rate, seed=settings.seed, frames=settings.frames,
-                cell=CELL, cache=cache, progress=progress)
-        student.model.save_pretrained(partial)
-        student.processor.save_pretrained(partial)
-        partial.rename(seeing)
-    student = load_student(seeing)
-    samples, _ = load_samples(world / "train_static.json", world)
-    train(student, samples, settings.training, folder, sampling=Sampling(frames=settings.frames),
-          frame_cache=cache, progress=progress, seed=settings.seed)
+                cell=CELL, cache=FrameCache(2 << 30), progress=progress)
+        _save(student, seeing)
+    before = seeing
+    for number in range(settings.rounds):
+        after = folder / f"round{number}"
+        if not (after / "model").is_dir():
+            world = _world_of_round(folder, settings, number, progress)
+            samples, _ = load_samples(world / "train_static.json", world)
+            student = load_student(before)
+            train(student, samples, settings.training, after, sampling=Sampling(frames=settings.frames),
+                  frame_cache=FrameCache(2 << 30), progress=progress, seed=settings.seed + number)
+            _save(student, after / "model")
+        before = after / "model"
     model = folder / "model"
     shutil.rmtree(model, ignore_errors=True)
-    student.model.half().save_pretrained(model)
-    student.processor.save_pretrained(model)
+    student = load_student(before)
+    student.model.half()
+    _save(student, model)
     return model
+
+
+def _world_of_round(folder: Path, settings: StudentTraining, number: int, progress) -> Path:
+    world = folder / f"world{number}"
+    make_world(world, replace(settings.world, seed=settings.world.seed + number), progress, workers=2)
+    return world
+
+
+def _save(student, folder: Path) -> None:
+    """Model and processor, complete or not there."""
+    partial = folder.with_name(f"{folder.name}.part")
+    student.model.save_pretrained(partial)
+    student.processor.save_pretrained(partial)
+    partial.rename(folder)

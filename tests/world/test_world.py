@@ -162,9 +162,9 @@ def test_scene_survives_json():
 
 
 def test_text_says_nothing_about_the_answer():
-    """The measurement itself: at a small size the text-only guess stays within chance (0.30 over the six types)."""
+    """The measurement itself: at a small size the text-only guess stays within chance (0.26 over the six types)."""
     scores = baseline(SMALL, None, train=600, test=600, steps=150)
-    assert scores["overall"]["low"] < 0.31
+    assert scores["overall"]["low"] < 0.28
 
 
 def test_baselines_see_only_what_they_may():

@@ -1,0 +1,80 @@
+"""Measures against ground truth: the AUC by counting pairs, and whole reports on the shipped models."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from enhancer.cli import app
+from enhancer.world import WorldSettings, load_truth, make_world
+from enhancer.world.measure import auc, localisation
+from enhancer.world.static import SQUARES, static_samples
+from enhancer.world.text import END, TYPES, place
+from vdm_priors.grid import TokenGrid, frame_spans
+from vdm_priors.prior import MotionPrior
+from vdm_priors.words import split_words
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, WorldSettings(seed=4, train_clips=0, test_clips=12))
+    return folder
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=25))
+def test_auc_counts_pairs(cells):
+    scores, positive = torch.tensor([float(s) for s, _ in cells]), torch.tensor([p for _, p in cells])
+    pairs = [(a > b) + 0.5 * (a == b) for a, p in cells for b, q in cells if p and not q]
+    expected = sum(pairs) / len(pairs) if pairs else math.nan
+    assert auc(scores, positive) == pytest.approx(expected, nan_ok=True)
+
+
+def test_ground_truth_localises_perfectly_and_its_opposite_not_at_all(world):
+    truth = load_truth(world)
+    rows = [row for row in json.loads((world / "test.json").read_text()) if row["question_type"] in ("MR", "LM")]
+    grid = TokenGrid.regular(frame_spans([n / 4 for n in range(8)], 17 / 8), 8, 8)
+    texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in rows]
+    videos = [row["video"] for row in rows]
+    maps = [truth.evidence(v, t, split_words(t), grid) for v, t in zip(videos, texts, strict=True)]
+    for sign, expected in ((1.0, 1.0), (-1.0, 0.0)):
+        priors = [MotionPrior(t, split_words(t), 1.0 + sign * m, grid, torch.ones(len(m)))
+                  for t, m in zip(texts, maps, strict=True)]
+        found = localisation(priors, videos, truth)
+        assert found["nouns"]["n"] == 2 * len(rows) and found["nouns"]["auc"] == pytest.approx(expected, abs=1e-6)
+        assert found["motion"]["auc"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_static_questions_have_their_true_answer_among_the_options(world):
+    truth = load_truth(world)
+    samples = static_samples(world, truth)
+    assert {s.question_type for s in samples} >= {"shape", "number", "first square", "last square"}
+    for sample in samples:
+        scene = truth.scene(sample.video.name)
+        assert sample.answer in sample.options
+        if sample.question_type == "last square":
+            thing = next(t for t in scene.things if t.name in sample.question)
+            assert sample.options == SQUARES and sample.answer == place(scene, thing, END)
+
+
+def test_the_command_measures_the_shipped_models(world, tmp_path):
+    out = tmp_path / "figures.json"
+    result = CliRunner().invoke(app, ["world", "measure", str(world), "--teacher", "world", "--student", "world",
+                                      "--clips", "4", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert set(TYPES) <= set(report["student"]) and all(0 < row["chance"] < 1 for row in report["student"].values())
+    teacher = report["teacher"]
+    assert teacher["clips"] == 4 and 15 < teacher["vae_psnr_db"] < 50 and 5 < teacher["reconstruction_psnr_db"] < 50
+    for corner in ("t2v", "v2t"):
+        heads = torch.tensor(teacher["heads"][corner])
+        assert heads.shape == (6, 4) and bool(((heads >= 0) & (heads <= 1)).all())
+        assert 0 <= teacher[f"prior_{corner}"]["nouns"]["auc"] <= 1
+    assert "(t2v)" in result.output and "(v2t)" in result.output
