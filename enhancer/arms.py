@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,13 @@ from enhancer.shipped import student_path, torch_device
 from enhancer.table import BASE
 from enhancer.training import remove_checkpoints, train
 from enhancer.video.clip import FrameCache
-from vdm_priors.errors import StoreError
+from vdm_priors.errors import StoreError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
-from vlm_hooks.export import export
+from vlm_hooks.export import export, prove_export
 from vlm_hooks.families import load_student
+
+PROVED_ON = 2  # samples of the batch on which an export is compared; logits of large vocabularies take gigabytes
 
 
 def source_label(arm: ArmSettings) -> str:
@@ -52,20 +53,27 @@ def is_evaluated(run: Path, arm: str, seed: int | None) -> bool:
     return (arm_folder(run, arm, seed) / "scores.json").is_file()
 
 
-def stored_priors(run: Path, recipe: EnhanceRecipe, label: str) -> Callable[[Sample], MotionPrior | None]:
-    """A sample's prior of one source, from the store; None where it has none."""
-    store = PriorStore(store_folder(run, recipe))
-    keys = {row["sample_id"]: row["key"] for row in read_json(run / "priors.json", []) if row["source"] == label}
+class StoredPriors:
+    """The priors of one source of a run, by sample: called, the prior; `key`, what it is stored under; None without one."""
 
-    def prior(sample: Sample) -> MotionPrior | None:
-        if sample.id not in keys:
+    def __init__(self, run: Path, recipe: EnhanceRecipe, label: str) -> None:
+        self._store = PriorStore(store_folder(run, recipe))
+        rows = read_json(run / "priors.json", [])
+        self._keys = {row["sample_id"]: row["key"] for row in rows if row["source"] == label}
+
+    def key(self, sample: Sample) -> str | None:
+        """The store's key, which is a hash of all that determines the prior."""
+        return self._keys.get(sample.id)
+
+    def __call__(self, sample: Sample) -> MotionPrior | None:
+        """Raises StoreError for a missing or damaged file."""
+        key = self.key(sample)
+        if key is None:
             return None
         try:
-            return store.get(keys[sample.id])
+            return self._store.get(key)
         except StoreError as error:
             raise StoreError(f"{error} Run the same command again: damaged priors are made anew.") from error
-
-    return prior
 
 
 def store_folder(run: Path, recipe: EnhanceRecipe) -> Path:
@@ -88,7 +96,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     torch.manual_seed(seed)
     weight = recipe.weight(arm)
     settings = dataclasses.replace(recipe.training, alignment=dataclasses.replace(recipe.training.alignment, weight=weight))
-    priors = stored_priors(run, recipe, source_label(arm)) if weight > 0 else None
+    priors = StoredPriors(run, recipe, source_label(arm)) if weight > 0 else None
     student = loaded_student(student_path(recipe.student.model), recipe)
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
         result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
@@ -98,13 +106,34 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     with readable_write_errors(place):
         shutil.rmtree(place / "model", ignore_errors=True)
         export(student, place / "model")
+    difference = _export_difference(student, place / "model", recipe, samples)
     remove_checkpoints(place)
     write_lines(place / "remarks.jsonl", [dataclasses.asdict(remark) for remark in result.remarks])
     write_json(place / "train.json", {
         "seconds": round(result.seconds, 2), "prior_source": None if arm.source == CONTROL else source_label(arm),
         "lambda": weight, "seed": seed, "samples": len(samples), "left_out": len(result.problems),
-        "remarks": len(result.remarks)})
+        "remarks": len(result.remarks), "export_max_difference": difference})
     return result.problems
+
+
+def _export_difference(student: Any, folder: Path, recipe: EnhanceRecipe, samples: list[Sample]) -> float:
+    """Largest difference of the exported student's logits from the trained one's, on the first samples that it can take.
+
+    Raises ModelError where it is more than rounding; the training's checkpoints, if it keeps any, are still there then.
+    """
+    clips, prompts, frames = [], [], FrameCache()
+    for sample in samples:
+        try:
+            prompt = student.prompt(sample.question).text
+            clip = frames.get(sample.video, recipe.student.sampling.sampling())
+            student.encode([clip], [prompt])
+        except UserError:
+            continue  # the training listed it among the samples that it left out
+        clips.append(clip)
+        prompts.append(prompt)
+        if len(clips) == PROVED_ON:
+            break
+    return prove_export(student, folder, clips, prompts)
 
 
 def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, samples: list[Sample], console: Console) -> None:

@@ -275,7 +275,7 @@ def export(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
            to: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new model folder.")],
            arm: Annotated[str, typer.Option(help="Which student.")] = "vdm",
            seed: Annotated[Optional[int], typer.Option(help="Which training seed; default: the first.")] = None) -> None:
-    """Copy a trained student out of a run and verify that stock transformers loads it.
+    """Copy a trained student out of a run and prove the copy: stock transformers loads it, and its logits equal the arm's.
 
     enhancer export runs/quickstart my-model --arm vdm
     """

@@ -104,6 +104,8 @@ def _output(output: Path) -> Finding:
     place = output.absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir():
+        return "fail", f"{place} is a file, so {output} cannot be written; choose another folder with `output=`"
     if not os.access(place, os.W_OK):
         return "fail", f"{place} cannot be written; choose another folder with `output=`"
     free = shutil.disk_usage(place).free / 2**30

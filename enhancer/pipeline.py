@@ -20,13 +20,14 @@ from enhancer.jobs import Job
 from enhancer.preflight import preflight, print_preflight
 from enhancer.recipe import build
 from enhancer.recipe_schema import CONTROL, EnhanceRecipe
-from enhancer.runfolder import RunFolder, read_json, readable_write_errors, write_json
-from enhancer.shipped import fingerprint, quiet_libraries, student_path, teacher_path, torch_device
+from enhancer.runfolder import OtherInputs, RunFolder, read_json, readable_write_errors, write_json
+from enhancer.shipped import quiet_libraries, student_path, teacher_path, torch_device
 from enhancer.sources import SourceContext, build_source, fill_store
 from enhancer.table import BASE, make_table, rich_tables
 from enhancer.world import load_truth, make_world
-from vdm_priors.errors import UserError
-from vdm_priors.store import PriorStore, content_key, file_digest
+from vdm_priors.errors import ModelError, UserError
+from vdm_priors.fingerprint import fingerprint
+from vdm_priors.store import PriorStore, file_digest
 
 SHOWN_PROBLEMS = 3  # left-out samples that are printed; all are in skipped.jsonl
 STEPS = ("priors", "train", "all")  # where `until` may stop
@@ -49,6 +50,7 @@ def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, un
 
     torch.set_num_threads(recipe.threads)
     quiet_libraries()
+    recipe = with_own_frames(recipe, console)
     run = RunFolder.open(Path(recipe.output) / recipe.name, recipe, resume=recipe.resume, fresh=fresh)
     run.record["seed"] = recipe.seed
     status = "failed"
@@ -56,8 +58,8 @@ def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, un
         console.step("Data")
         with run.step("data"):
             data = prepare_data(recipe, console, asked=until == "all")
-            run.record["hashes"].update(_hashes(recipe, data))
-            _report_skipped(run, "data", data.problems, console)
+        run.take_inputs(*_inputs(recipe, data))
+        _report_skipped(run, "data", data.problems, console)
 
         console.step("Preflight")
         with run.step("preflight"):
@@ -78,8 +80,12 @@ def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, un
     except KeyboardInterrupt:
         status = "interrupted"
         raise
+    except OtherInputs:
+        status = ""  # the folder's results are another run's, and so is its status
+        raise
     finally:
-        run.close(status)
+        if status:
+            run.close(status)
     if until == "all" and recipe.report:
         write_run_report(run, console)
     return run.folder
@@ -91,7 +97,7 @@ def data_root(recipe: EnhanceRecipe) -> Path:
     """The folder of the data: data.root, or the folder of the recipe's own world."""
     if recipe.data.root is not None:
         return Path(recipe.data.root)
-    return Path(recipe.output) / "worlds" / content_key(world=dataclasses.asdict(recipe.world))[:12]
+    return Path(recipe.output) / "worlds" / recipe.world.digest()[:12]
 
 
 def prepare_data(recipe: EnhanceRecipe, console: Console, asked: bool = True) -> Data:
@@ -122,13 +128,17 @@ def read_data(recipe: EnhanceRecipe, asked: bool = True) -> Data:
     return Data(root, train[: settings.limit_train], test[: settings.limit_test], truth, problems)
 
 
-def _hashes(recipe: EnhanceRecipe, data: Data) -> dict[str, str]:
-    hashes = {"student": fingerprint(student_path(recipe.student.model)), "train": file_digest(data.root / recipe.data.train)}
+def _inputs(recipe: EnhanceRecipe, data: Data) -> tuple[dict[str, str], dict[str, str]]:
+    """Hashes of the models and data that this recipe's results depend on, and the key and file that each stands for."""
+    train, test = data.root / recipe.data.train, data.root / recipe.data.test
+    hashes = {"student": fingerprint(student_path(recipe.student.model)), "train": file_digest(train)}
+    named = {"student": f"student.model ({recipe.student.model})", "train": f"data.train ({train})",
+             "test": f"data.test ({test})", "teacher": f"teacher.model ({recipe.teacher.model})"}
     if data.test:
-        hashes["test"] = file_digest(data.root / recipe.data.test)
+        hashes["test"] = file_digest(test)
     if _needs_teacher(recipe):
         hashes["teacher"] = fingerprint(teacher_path(recipe.teacher.model))
-    return hashes
+    return hashes, named
 
 
 # ---- priors --------------------------------------------------------------------------------------
@@ -146,6 +156,32 @@ def needed_sources(recipe: EnhanceRecipe) -> list[tuple[str, str | None]]:
 
 def _needs_teacher(recipe: EnhanceRecipe) -> bool:
     return ("vdm", None) in needed_sources(recipe)
+
+
+def with_own_frames(recipe: EnhanceRecipe, console: Console | None = None, ask_hub: bool = True) -> EnhanceRecipe:
+    """The recipe with the teacher's own number of frames where teacher.sampling.frames is null.
+
+    Left as it is where the number cannot be read and no arm needs it. Raises ModelError where one does.
+    ask_hub: False leaves a hub model's number out, which may need the network.
+    """
+    sampling = recipe.teacher.sampling
+    if sampling.frames is not None:
+        return recipe
+    from vdm_priors.families import trained_frames
+
+    try:
+        teacher = teacher_path(recipe.teacher.model)
+        if not Path(teacher).is_dir() and not (ask_hub and needed_sources(recipe)):
+            return recipe
+        frames = trained_frames(teacher)
+    except ModelError:
+        if needed_sources(recipe):
+            raise
+        return recipe
+    if console is not None and needed_sources(recipe):
+        console.note(f"{frames} frames a clip for priors, as many as the teacher {recipe.teacher.model} was trained on")
+    own = dataclasses.replace(sampling, frames=frames)
+    return dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, sampling=own))
 
 
 def source_context(run: Path, recipe: EnhanceRecipe, samples: list[Sample], truth: Any, console: Console) -> SourceContext:
@@ -177,9 +213,10 @@ def extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Data, console: C
     """
     from enhancer.arms import source_label
 
-    context = source_context(run.folder, recipe, data.train, data.truth, console)
+    needed = needed_sources(recipe)
+    context = source_context(run.folder, recipe, data.train, data.truth, console) if needed else None
     rows, problems, having = [], [], []
-    for name, base in needed_sources(recipe):
+    for name, base in needed:
         if base is not None:
             context = dataclasses.replace(context, base=build_source(base, context))
         source = build_source(name, context)
@@ -315,6 +352,10 @@ def validate_enhance(recipe: EnhanceRecipe, console: Console) -> bool:
     """Says before any model loads what the job needs, and whether it could run."""
     from enhancer.preflight import validate
 
+    try:
+        recipe = with_own_frames(recipe, ask_hub=False)
+    except ModelError:
+        pass  # the preflight says it beside the other faults
     return validate(recipe, console)
 
 

@@ -5,7 +5,10 @@ Only configurations and tokenizers are read. Estimates name what they stand on.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shutil
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,36 +17,68 @@ import rich.table
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
+from enhancer.preflight_models import Models, hub_unreachable, light_student, resolve_models
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import machine_memory
-from enhancer.shipped import student_path, teacher_path, weights_bytes
+from enhancer.shipped import weights_bytes
+from enhancer.sources import shared_text
+from enhancer.sources.oracle import ROWS
 from enhancer.video.clip import Sampling, read_clip
 from vdm_priors.errors import ModelError, UserError
 
 MB = 2**20
 TRAIN_COPIES = 4  # weights, gradients and AdamW's two moments
 ACTIVATIONS = 34  # bytes-per-token-and-width factor of a transformer layer (Korthikanti et al. 2022, eq. 2, 16-bit)
+FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
+HEADER = 4096  # bytes of a stored prior beside its maps, about
+LOOKED_AT = 16  # clips a split that are made to look at where the world is not made yet
 TOKENIZED = 2000  # samples whose text is tokenized; more only repeat the picture
 
 
 @dataclass
 class Preflight:
-    """lines: (what, how much, what it stands on); warnings go on, faults stop the run."""
+    """lines: (what, how much, what it stands on); warnings go on, faults stop the run; unchecked: models on the hub."""
 
     lines: list[tuple[str, str, str]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
 
-def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, console: Console | None = None) -> Preflight:
-    """Estimates for read data. probe_limit: how many clips are opened (None: all)."""
+def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, console: Console | None = None,
+              offline: bool = False, unmade_clips: int = 0) -> Preflight:
+    """Estimates for read data. probe_limit: how many clips are opened (None: all).
+
+    offline: a student that only the hub knows, out of reach now, is a warning and not a fault.
+    unmade_clips: how many clips the run will write, of which `data` holds a few for a look.
+    """
+    from enhancer.pipeline import needed_sources
+
     report = Preflight()
-    shapes = _probe([*data.train, *data.test], recipe.student.sampling.sampling(), report, probe_limit, console)
-    longest = _student_tokens(recipe, data, shapes, report)
-    _memory(recipe, longest, report)
-    _disk(recipe, report)
+    sources = needed_sources(recipe)
+    models = resolve_models(recipe, report, uses_teacher=("vdm", None) in sources)
+    samples = [*data.train, *data.test]
+    shapes = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
+    longest = _student_tokens(recipe, models.student, data, shapes, report, offline)
+    _memory(recipe, models, longest, report)
+    clips = unmade_clips * _mean([video.stat().st_size for video in shapes])
+    count = len(data.train)
+    if unmade_clips:
+        count = min(recipe.world.train_clips, recipe.data.limit_train or recipe.world.train_clips)
+    _disk(recipe, models, clips, len(sources) * count * _prior_bytes(recipe, models, data.train), report)
     return report
+
+
+def _mean(numbers: list[int]) -> float:
+    return sum(numbers) / len(numbers) if numbers else 0.0
+
+
+def _prior_bytes(recipe: EnhanceRecipe, models: Models, samples: list[Sample]) -> float:
+    """At most what a prior's file takes: two bytes a word and cell, and its header."""
+    cells = models.geometry.cells(recipe.teacher) if models.geometry else (recipe.teacher.sampling.frames or FRAMES) * ROWS**2
+    words = [len(shared_text(sample, recipe.teacher.text).split()) for sample in samples[:TOKENIZED]]
+    return 2 * cells * _mean(words) + HEADER
 
 
 def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: int | None,
@@ -67,13 +102,14 @@ def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: 
     return shapes
 
 
-def _student_tokens(recipe: EnhanceRecipe, data: Any, shapes: dict, report: Preflight) -> int:
+def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: dict, report: Preflight, offline: bool) -> int:
     """The longest sample in tokens; 0 where the student's configuration cannot be read."""
-    name = student_path(recipe.student.model)
+    if name is None:
+        return 0
     try:
         student, limit = light_student(name)
     except ModelError as error:
-        report.faults.append(str(error))
+        (report.warnings if offline and hub_unreachable(error) else report.faults).append(str(error))
         return 0
     longest, longest_id, visual_of, visual_counts, too_long = 0, "", {}, [], []
     for sample in [*data.train, *data.test][:TOKENIZED]:
@@ -103,37 +139,19 @@ def _student_tokens(recipe: EnhanceRecipe, data: Any, shapes: dict, report: Pref
     return longest
 
 
-def light_student(name: str) -> tuple[Any, int]:
-    """A student without its model, for prompts and token counts, and the longest sequence it takes."""
-    from transformers import AutoConfig, AutoProcessor
-
-    from vlm_hooks.families import known_families
-
-    try:
-        config = AutoConfig.from_pretrained(name)
-        families = known_families()
-        if config.model_type not in families:
-            raise ModelError(f"The student {name} is of the family {config.model_type!r}; known: {', '.join(families)}.")
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"The student {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    student = families[config.model_type].Student(model=None, processor=processor, folder=name)
-    return student, config.get_text_config().max_position_embeddings
-
-
-def _memory(recipe: EnhanceRecipe, longest: int, report: Preflight) -> None:
+def _memory(recipe: EnhanceRecipe, models: Models, longest: int, report: Preflight) -> None:
     """Weights are exact; activations are the usual formula and only a rough guide."""
     from transformers import AutoConfig
 
-    size = weights_bytes(student_path(recipe.student.model))
+    if models.student is None:
+        return
+    size = weights_bytes(models.student)
     if size is None:
         report.warnings.append(f"{recipe.student.model} is not on this machine yet: its memory and disk are not estimated")
         return
     if not longest:
         return
-    text = AutoConfig.from_pretrained(student_path(recipe.student.model)).get_text_config()
+    text = AutoConfig.from_pretrained(models.student).get_text_config()
     layers = 1 if recipe.training.gradient_checkpointing else text.num_hidden_layers
     per_token = ACTIVATIONS * text.hidden_size * (1 if recipe.training.bf16 else 2)
     # logits in float32 and their gradient dwarf small layers
@@ -143,7 +161,7 @@ def _memory(recipe: EnhanceRecipe, longest: int, report: Preflight) -> None:
     total = one * processes
     report.lines.append(("memory of training", f"about {total / MB:,.0f} MB", f"{processes} × (weights {size / MB:,.0f} MB × "
                          f"{TRAIN_COPIES} + activations {activations / MB:,.0f} MB), beside the libraries' own"))
-    teacher = weights_bytes(teacher_path(recipe.teacher.model)) if _uses_teacher(recipe) else 0
+    teacher = weights_bytes(models.teacher) if models.geometry else 0
     if teacher:
         report.lines.append(("memory of the teacher", f"at least {teacher / MB:,.0f} MB", "its weights"))
     have = machine_memory()
@@ -152,25 +170,39 @@ def _memory(recipe: EnhanceRecipe, longest: int, report: Preflight) -> None:
                                f"training.gradient_checkpointing")
 
 
-def _uses_teacher(recipe: EnhanceRecipe) -> bool:
-    return any(arm.source == "vdm" or arm.source in ("shuffled", "uniform") and arm.base == "vdm" for arm in recipe.arms)
-
-
-def _disk(recipe: EnhanceRecipe, report: Preflight) -> None:
-    size = weights_bytes(student_path(recipe.student.model))
-    if size is None:
+def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, report: Preflight) -> None:
+    """Adds up clips that are to be written, priors (bytes each) and exported students, and holds them against what is free."""
+    place = _existing(Path(recipe.output))
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        report.faults.append(f"{recipe.output} cannot be written: {place} is {'read-only' if place.is_dir() else 'a file'}. Set `output` "
+                             f"to a folder that you may write to.")
         return
-    students = len(recipe.arms) * len(recipe.seeds)
-    checkpoints = 2 * 3 * size if recipe.training.save_every else 0
-    needed = students * size + checkpoints * min(recipe.parallel_arms, students)
-    place = Path(recipe.output).absolute()
-    while not place.exists():
-        place = place.parent
     free = shutil.disk_usage(place).free
-    report.lines.append(("disk for students", f"about {needed / MB:,.0f} MB", f"{students} exports of {size / MB:,.0f} MB; "
-                         f"{free / MB:,.0f} MB free in {place}"))
+    needed = 0.0
+    if clips:
+        report.lines.append(("disk for clips", f"about {clips / MB:,.1f} MB", "from the size of a few that were made to look"))
+        needed += clips
+    if priors and _existing(Path(recipe.teacher.store or place)).stat().st_dev == place.stat().st_dev:
+        report.lines.append(("disk for priors", f"at most {priors / MB:,.1f} MB", "two bytes a word and cell, less where they are there"))
+        needed += priors
+    size = weights_bytes(models.student) if models.student else None
+    if size is not None:
+        students = len(recipe.arms) * len(recipe.seeds)
+        checkpoints = 2 * 3 * size if recipe.training.save_every else 0
+        kept = students * size + checkpoints * min(recipe.parallel_arms, students)
+        report.lines.append(("disk for students", f"about {kept / MB:,.0f} MB", f"{students} exports of {size / MB:,.0f} MB; "
+                             f"{free / MB:,.0f} MB free in {place}"))
+        needed += kept
     if needed > free:
-        report.faults.append(f"{place} has {free / MB:,.0f} MB free, the students need {needed / MB:,.0f} MB: free some or set `output`.")
+        report.faults.append(f"{place} has {free / MB:,.0f} MB free, the run needs {needed / MB:,.0f} MB: free some or set `output`.")
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest of its parents that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 # ---- saying it -----------------------------------------------------------------------------------
@@ -186,24 +218,32 @@ def print_preflight(report: Preflight, console: Console) -> None:
 
 
 def validate(recipe: EnhanceRecipe, console: Console) -> bool:
-    """`enhancer validate`: the whole preflight over all clips; False where the run could not work."""
+    """`enhancer validate`: the whole preflight over all clips; False where the run could not start.
+
+    Of a world that is not made yet a few clips are made in a temporary folder and looked at.
+    """
     from enhancer.pipeline import data_root, read_data
+    from enhancer.world import make_world
     from enhancer.world.make import finished
 
     root = data_root(recipe)
     table = rich.table.Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    if recipe.world is not None and not finished(root, recipe.world):
-        world = recipe.world
-        console.print(f"The world is not made yet: the run will write {world.train_clips} training, {world.validation_clips} "
-                      f"validation and {world.test_clips} test clips to {root}. Validate again after "
-                      f"`enhancer world make` for counts per sample.", markup=False, highlight=False)
-        report = Preflight()
-        _disk(recipe, report)
-    else:
+    if recipe.world is None or finished(root, recipe.world):
         data = read_data(recipe)
-        report = preflight(recipe, data, console=console)
-        report.problems = data.problems + report.problems
+        report = preflight(recipe, data, console=console, offline=True)
         table.add_row("samples", f"{len(data.train)} to train on, {len(data.test)} to ask", str(root))
+    else:
+        world = recipe.world
+        console.print(f"The world is not made yet: the run will write {world.train_clips} training, {world.validation_clips} validation "
+                      f"and {world.test_clips} test clips to {root}. A few like them were made to look at.", markup=False, highlight=False)
+        with tempfile.TemporaryDirectory(prefix="enhancer-look-") as folder:
+            few = dataclasses.replace(world, train_clips=min(world.train_clips, LOOKED_AT), validation_clips=0,
+                                      test_clips=min(world.test_clips, LOOKED_AT))
+            make_world(Path(folder), few)
+            data = read_data(dataclasses.replace(recipe, world=few, data=dataclasses.replace(recipe.data, root=folder)))
+            report = preflight(recipe, data, console=console, offline=True,
+                               unmade_clips=world.train_clips + world.validation_clips + world.test_clips)
+    report.problems = data.problems + report.problems
     for line in report.lines:
         table.add_row(*line)
     console.print(table)
@@ -216,5 +256,6 @@ def validate(recipe: EnhanceRecipe, console: Console) -> bool:
     if not report.faults:
         count = len(report.problems)
         left_out = f"; {count} sample{'s' if count > 1 else ''} would be left out" if count else ""
-        console.print(f"✓ the recipe is valid and the run can start{left_out}", style="green", markup=False)
+        provided = f", provided that {' and '.join(report.unchecked)} can be had from the hub" if report.unchecked else ""
+        console.print(f"✓ the recipe is valid and the run can start{provided}{left_out}", style="green", markup=False)
     return not report.faults

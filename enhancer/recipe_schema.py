@@ -32,11 +32,27 @@ class SamplingSettings:
                         choices=("repeat", "fail"))
 
     def __post_init__(self) -> None:
-        self.sampling()  # refuses an end before the start
+        self._of(self.frames or 1)  # refuses an end before the start
 
     def sampling(self) -> Sampling:
         """The value that `read_clip` takes."""
-        return Sampling(frames=self.frames, fps=self.fps, start=self.start, end=self.end, short=self.short)
+        return self._of(self.frames)
+
+    def _of(self, frames: int) -> Sampling:
+        return Sampling(frames=frames, fps=self.fps, start=self.start, end=self.end, short=self.short)
+
+
+@dataclass
+class TeacherSamplingSettings(SamplingSettings):
+    """Which frames of a clip the teacher sees."""
+
+    frames: int | None = option(None, "frames taken from a clip, evenly spaced; with fps: at most this many; null is the number "
+                                      "that the teacher was trained on", min=2, max=4096)
+
+    def sampling(self) -> Sampling:
+        """The value that `read_clip` takes; null was replaced before (pipeline.with_own_frames)."""
+        assert self.frames is not None, "the teacher's own number of frames must be filled in first"
+        return super().sampling()
 
 
 @dataclass
@@ -62,7 +78,7 @@ class TeacherSettings:
                         choices=("float32", "bfloat16", "float16"))
     text: str = option("question", "which text conditions the teacher",
                        choices=("question", "answer", "question_answer"))
-    sampling: SamplingSettings = option(SamplingSettings(frames=17))
+    sampling: TeacherSamplingSettings = option(TeacherSamplingSettings())
     size: list[int] | None = option(None, "height and width in pixels that clips are resized to; null is the teacher's own "
                                           "size", min=8, max=4096)
     batch_size: int = option(8, "clips extracted together; more is faster and takes more memory", min=1, max=1024)
@@ -137,6 +153,8 @@ class EnhanceRecipe:
             faults.append(f"seeds: needs one or more different numbers, not {self.seeds}")
         if self.world is None and self.data.root is None:
             faults.append("data.root: required unless `world` is given")
+        if self.world is not None:
+            faults += self.world.check()
         if self.teacher.size is not None and len(self.teacher.size) != 2:
             faults.append(f"teacher.size: must be [height, width], not {self.teacher.size}")
         if self.name == "worlds":

@@ -33,12 +33,22 @@ FREE_KEYS = ("output", "resume", "device", "threads", "parallel_arms", "report")
 PACKAGES = ("motion-enhancer", "torch", "transformers", "diffusers", "accelerate", "av", "numpy", "safetensors", "omegaconf")
 
 
+TRAINED = ("arms/*/seed*/train.json", "arms/*/seed*/checkpoints/*/complete.json")
+ASKED = ("base/scores.json", "arms/*/seed*/scores.json")
+RESULTS_OF = {"student": TRAINED + ASKED, "teacher": TRAINED, "train": TRAINED, "test": ASKED}  # files an input went into
+
+
+class OtherInputs(UserError):
+    """A run was to be continued with other models or data than its results were made with."""
+
+
 class RunFolder:
     """One run's folder and its record."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.record: dict[str, Any] = {}
+        self._before: dict[str, str] = {}  # recipe.yaml and run.json of the run that is continued
 
     @classmethod
     def open(cls, folder: Path, recipe: Any, *, resume: bool = True, fresh: bool = False) -> RunFolder:
@@ -88,6 +98,9 @@ class RunFolder:
 
     def _continue(self, recipe: Any) -> None:
         self.record = read_json(self.folder / "run.json", {})
+        for path in (self.folder / "recipe.yaml", self.folder / "run.json"):
+            if path.is_file():
+                self._before[path.name] = path.read_text(encoding="utf-8", errors="replace")
         try:
             old = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError):
@@ -97,6 +110,24 @@ class RunFolder:
             listed = "\n".join(f"  - {line}" for line in changed)
             raise UserError(f"{self.folder} holds results of another recipe; what differs:\n{listed}\n"
                             f"Give this run another `name`, or start it over with --fresh (its priors are kept).")
+
+    def take_inputs(self, hashes: dict[str, str], named: dict[str, str]) -> None:
+        """Records what the run is made from: hashes of `student`, `teacher`, `train` and `test`; `named` says what each is.
+
+        Raises OtherInputs where results in the folder were made from another one, and leaves the folder's record as it was.
+        An input that nothing was made from yet may change.
+        """
+        before = self.record["hashes"]
+        changed = [name for name, value in hashes.items() if name in before and before[name] != value
+                   and any(next(self.folder.glob(pattern), None) for pattern in RESULTS_OF[name])]
+        if changed:
+            for name, text in self._before.items():
+                write_text(self.folder / name, text)
+            listed = "\n".join(f"  - {named[name]}: {before[name][:12]} -> {hashes[name][:12]}" for name in changed)
+            raise OtherInputs(f"{self.folder} holds results that were made from other content of:\n{listed}\nContinuing would mix "
+                              f"the two in one table. Put back what was there, give this run another `name` or `output`, or start "
+                              f"it over with --fresh (its priors are kept).")
+        before.update(hashes)
 
     # ---- the record ------------------------------------------------------------------------
 

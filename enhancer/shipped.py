@@ -6,12 +6,10 @@ import re
 from pathlib import Path
 
 from vdm_priors.errors import ModelError
-from vdm_priors.store import content_key, file_digest
 
 SHIPPED = Path(__file__).resolve().parent / "models"
 WORLD = "world"
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 def teacher_path(name: str) -> str:
@@ -34,15 +32,6 @@ def _path(name: str, shipped: str) -> str:
         raise ModelError(f"The shipped model {shipped} is not in {SHIPPED}: this copy of the package is incomplete. "
                          f"Install it again, or train it with the recipes of `enhancer ls world`.")
     return str(folder)
-
-
-def fingerprint(path: str) -> str:
-    """Hash of a local folder's configurations and weights; a hub name stands for itself."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return path
-    files = sorted({file for kind in MODEL_FILES for file in folder.rglob(kind)})
-    return content_key(files={file.relative_to(folder).as_posix(): file_digest(file) for file in files})
 
 
 def weights_bytes(path: str) -> int | None:

@@ -138,6 +138,8 @@ class AlignedTrainer(Trainer):
                 parameter.grad = None
             if self.settings.gradient_checkpointing:
                 self.model.gradient_checkpointing_disable()
+            # the student is handed back as it came: without the autocast that the Trainer puts around its forward
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.eval()
         self._check_words(least=1)
         return start

@@ -57,9 +57,13 @@ class TrainSettings:
     steps: int = option(400, "optimizer steps", min=1)
     batch_size: int = option(32, "samples a forward; memory grows with it", min=1, max=4096)
     accumulate: int = option(1, "forwards a step: batch_size × accumulate samples, with the memory of batch_size", min=1, max=4096)
-    learning_rate_llm: float = option(1e-3, "peak learning rate of the language model (and the aligner); 0 freezes it", min=0, max=1)
-    learning_rate_merger: float = option(1e-3, "peak learning rate of the vision-to-language merger; 0 freezes it", min=0, max=1)
-    learning_rate_vision: float = option(2e-4, "peak learning rate of the vision tower; 0 freezes it", min=0, max=1)
+    # the paper's rates, for models of billions of parameters; the shipped student takes about 100 times these (recipes/quickstart.yaml)
+    learning_rate_llm: float = option(1e-5, "peak learning rate of the language model (and the aligner); 0 freezes it; "
+                                            "1e-5 suits large models, 1e-3 the shipped one", min=0, max=1)
+    learning_rate_merger: float = option(1e-5, "peak learning rate of the vision-to-language merger; 0 freezes it; "
+                                               "1e-5 suits large models, 1e-3 the shipped one", min=0, max=1)
+    learning_rate_vision: float = option(2e-6, "peak learning rate of the vision tower; 0 freezes it; "
+                                               "2e-6 suits large models, 2e-4 the shipped one", min=0, max=1)
     weight_decay: float = option(0.1, "AdamW's weight decay, not on norms and biases", min=0, max=1)
     warmup: float = option(0.03, "share of the steps in which the learning rates rise from 0", min=0, max=1)
     schedule: str = option("cosine", "course of the learning rates after the warm-up", choices=("cosine", "linear", "constant"))
@@ -99,8 +103,9 @@ def train(
     """Fine-tune the student in place; history.jsonl and checkpoints go to `folder`.
 
     student: what vlm_hooks.families.load_student returns; priors: the prior of a sample or None,
-    needed where settings.alignment.weight is positive. The order of the data depends on `seed`
-    and the samples alone. Raises UserError where training cannot go on, with the samples' ids.
+    needed where settings.alignment.weight is positive; its `key(sample)`, if it has one, tells
+    priors apart without reading them. The order of the data depends on `seed` and the samples
+    alone. Raises UserError where training cannot go on, with the samples' ids.
     """
     # transformers' Trainer takes seconds to import, and reading a recipe needs only the settings
     from enhancer.collate import Collator, PriorCache, TrainingClips, check_texts
@@ -116,6 +121,7 @@ def train(
     _make_folder(folder)
 
     usable, prompts, problems = check_texts(samples, student)
+    source = priors if aligned else None
     priors = PriorCache(priors) if aligned else None
     if aligned:
         usable = _with_priors(usable, priors, settings.alignment.missing_prior, problems)
@@ -134,7 +140,9 @@ def train(
             torch.manual_seed(seed)
             aligner = build_aligner(settings.alignment.aligner, _aligner_grid(settings.alignment, clips, prompts, priors, student)).to(student.model.device)
 
-    identity = _identity(settings, usable, sampling, seed)
+    # without checkpoints nobody asks for it, and large models take seconds to hash
+    kept = settings.save_every > 0 or (folder / CHECKPOINTS).exists()
+    identity = _identity(settings, usable, sampling, seed, student.model, source) if kept else ""
     checkpoint = _checkpoint_to_resume(folder / CHECKPOINTS, identity, settings.resume)
     trainer = AlignedTrainer(
         student=student,
@@ -204,14 +212,43 @@ def _layers(layers: Sequence[int] | None, student: Any) -> list[int] | None:
 # -- resuming -------------------------------------------------------------------------
 
 
-def _identity(settings: TrainSettings, samples: Sequence[Sample], sampling: Sampling, seed: int) -> str:
-    """Digest of everything that determines the trained weights, to tell a checkpoint of another training."""
+def _identity(settings: TrainSettings, samples: Sequence[Sample], sampling: Sampling, seed: int, model: Any,
+              priors: Callable | None) -> str:
+    """Digest [32 hex digits] of everything that determines the trained weights, to tell a checkpoint of another training.
+
+    model: with its starting weights, which are read whole; priors: what the samples are aligned to, None for λ = 0.
+    """
     described = asdict(settings)
     for name in ("save_every", "log_every", "resume", "workers"):
         del described[name]
     texts = [[s.id, str(s.video), s.question, s.answer] for s in samples]
-    document = json.dumps([described, texts, asdict(sampling), seed], sort_keys=True)
-    return hashlib.sha256(document.encode()).hexdigest()[:32]
+    aligned_to = None if priors is None else [_prior_identity(priors, sample) for sample in samples]
+    parts = [described, texts, asdict(sampling), seed, aligned_to, weights_digest(model)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 (hex) over the bytes of a torch module's parameters and saved buffers, one tensor in main memory at a time."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _prior_identity(priors: Callable, sample: Sample) -> str | None:
+    """The key that a sample's prior is stored under, else a digest of the prior; None without a prior."""
+    if hasattr(priors, "key"):
+        return priors.key(sample)
+    prior = priors(sample)
+    if prior is None:
+        return None
+    described = [prior.text, [asdict(word) for word in prior.words], prior.grid.to_dict(), prior.weight.tolist()]
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    digest.update(prior.maps.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _checkpoint_to_resume(folder: Path, identity: str, resume: bool) -> Path | None:
@@ -225,8 +262,8 @@ def _checkpoint_to_resume(folder: Path, identity: str, resume: bool) -> Path | N
     newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
     if json.loads((newest / MARKER).read_text(encoding="utf-8"))["identity"] != identity:
         raise UserError(
-            f"{newest}: is a checkpoint of a training with other settings, samples or seed. Choose another output folder, "
-            "or set training.resume to false to start over."
+            f"{newest}: is a checkpoint of a training with other settings, samples, priors, seed or starting weights. Choose another "
+            "output folder, or set training.resume to false to start over."
         )
     return newest
 

@@ -9,7 +9,7 @@ Legend: B clips, H heads, T text tokens, F×h×w token grid, S = F·h·w, N word
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, choose_heads, choose_words, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings
 
-__all__ = ["ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_priors"]
+__all__ = ["ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_priors", "run_teacher"]
 
 ALL_ROWS_BELOW = 4096  # vision tokens up to which rows: auto takes every row (METHOD.md)
 AUTO_ROWS = 512
@@ -88,7 +88,7 @@ def extract_priors(
     latents = teacher.encode_video(pixels)
     request = _request(grids[0], read, settings)
 
-    harvested, trajectory, rebuilt = _run_teacher(
+    harvested, trajectory, rebuilt = run_teacher(
         teacher, latents, embeds, request, settings, on_step
     )
     quality, decoded = _reconstruction(teacher, pixels, latents, rebuilt, settings)
@@ -96,14 +96,14 @@ def extract_priors(
         "source": "vdm",
         "model": teacher.folder.name,
         "fingerprint": teacher.fingerprint(),
-        "settings": asdict(settings),
+        "settings": settings.effective(),
         "frame_size": list(pixels.shape[-2:]),
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
     results = []
     for index, clip in enumerate(clips):
         head_set, heads_report = choose_heads(harvested, request.rows, index, grids[index], settings)
-        maps_tfhw = text_maps(harvested, index, head_set).unflatten(1, grids[index].shape)
+        maps_tfhw = text_maps(harvested, index, head_set, read[index]).unflatten(1, grids[index].shape)
         words, maps, words_report = choose_words(
             maps_tfhw, read[index], grids[index], settings
         )
@@ -139,15 +139,18 @@ def extract_priors(
 # ---- the teacher's forwards --------------------------------------------------------------------
 
 
-def _run_teacher(
+def run_teacher(
     teacher: Any,
     latents: Tensor,
     embeds: Tensor,
     request: HarvestRequest,
     settings: ExtractionSettings,
-    on_step: Callable[[str, int, int], None] | None,
+    on_step: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Harvest, InversionTrajectory, Tensor | None]:
-    """Invert and denoise; harvest in one of the two. Latents are None if nothing was denoised."""
+    """Invert latents [B, F, C, h, w] and denoise them under texts [B, L, D]; harvest in one of the two.
+
+    Returns the harvest, the way to noise, and the denoised latents, None if nothing was denoised.
+    """
 
     def told(phase: str) -> Callable[[int, int, Tensor], None] | None:
         if on_step is None:

@@ -72,11 +72,15 @@ def choose_heads(
     return selected, report
 
 
-def text_maps(harvested: Harvest, clip: int, heads: Tensor | None) -> Tensor:
+def text_maps(
+    harvested: Harvest, clip: int, heads: Tensor | None, read: TeacherText
+) -> Tensor:
     """[T, S] on the CPU: the clip's text-vision attention, mean over the selected heads.
 
     For direction "both", the mean of the two corners with the vision rows' scaled to the text
     rows' total mass, for a text row spreads one unit of mass and each vision row another one.
+    Masses are those of the tokens of `read`'s own words: T follows the longest text of the
+    batch, so a sum over all of T would count the end and padding tokens of a shorter text.
     """
 
     def mean(of_bhts: Tensor | None) -> Tensor | None:
@@ -88,7 +92,8 @@ def text_maps(harvested: Harvest, clip: int, heads: Tensor | None) -> Tensor:
     text_rows, vision_rows = mean(harvested.t2v), mean(harvested.v2t)
     if text_rows is None or vision_rows is None:
         return vision_rows if text_rows is None else text_rows
-    return (text_rows + vision_rows * (text_rows.sum() / vision_rows.sum())) / 2
+    own = sorted({token for of_word in read.tokens for token in of_word})
+    return (text_rows + vision_rows * (text_rows[own].sum() / vision_rows[own].sum())) / 2
 
 
 def choose_words(

@@ -7,7 +7,7 @@ shows and checks; `validate` checks the same where there is no recipe.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from vdm_priors.errors import RecipeError
@@ -29,7 +29,19 @@ def _option(
 
 @dataclass
 class ExtractionSettings:
-    """Defaults are the paper's where it says (METHOD.md, table of open points)."""
+    """Defaults are the paper's where it says (METHOD.md, table of open points).
+
+    Some keys decide nothing beside others. `effective` leaves those out, so that they neither
+    change a prior's key in a store nor stand in its provenance:
+    guidance, memory             with harvest_at inversion and reconstruction off: nothing is denoised
+    memory_columns               with harvest_at inversion, or memory off: no reference is looked at
+    guidance of 1 and less       all the same: no guidance pass
+    rows, head_ratio, mask_*     with head_selection off
+    seed                         with head_selection off, or rows all: nothing is drawn
+    token_ratio                  with token_selection off
+    reconstruction never changes maps, but whether the prior's provenance has its PSNR. So it is
+    part of the key: a prior without the figure is not reused where the figure is asked for.
+    """
 
     steps: int = _option(5, "DDIM steps up to noise and down again", min=1, max=1000)
     guidance: float = _option(6.0, "strength of the text while denoising; 1 or less saves a pass", min=0, max=100)
@@ -66,6 +78,23 @@ class ExtractionSettings:
     mask_own_frame: bool = _option(True, "the motion mask includes the query's own frame")
     reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
     seed: int = _option(0, "seed of the sampled query rows", min=0)
+
+    def effective(self) -> dict[str, Any]:
+        """The settings that decide something beside the others (see above), in JSON types: keys and provenance."""
+        used = asdict(self)
+        used["guidance"] = max(float(self.guidance), 1.0)
+        inert = []
+        if self.harvest_at == "inversion":
+            inert += ["memory_columns"] if self.reconstruction else ["memory_columns", "memory", "guidance"]
+        elif not self.memory:
+            inert += ["memory_columns"]
+        if not self.head_selection:
+            inert += ["rows", "head_ratio", "mask_radius", "mask_own_frame", "seed"]
+        elif self.rows == "all":
+            inert += ["seed"]
+        if not self.token_selection:
+            inert += ["token_ratio"]
+        return {name: value for name, value in used.items() if name not in inert}
 
     def validate(self) -> None:
         """Raises RecipeError naming every field that is out of its limits."""

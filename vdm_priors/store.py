@@ -1,7 +1,8 @@
 """PriorStore: a folder of priors, keyed by a hash of everything that determines them.
 
 Any number of processes may read and write one store: a prior appears whole or not at all, and
-who writes a key twice writes the same content. An interrupted job asks `missing` and goes on.
+who writes a key twice writes the same content. An interrupted job makes the keys that are not
+`in` the store, or do not `get`, and goes on (enhancer.sources.fill_store).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -116,15 +116,3 @@ class PriorStore:
     def keys(self) -> list[str]:
         """All keys, sorted."""
         return sorted(path.name[: -len(SUFFIX)] for path in self.folder.glob(f"??/[!.]*{SUFFIX}"))
-
-    def verify(self, key: str) -> bool:
-        """Whether the prior of `key` is there and undamaged; reads the whole file."""
-        try:
-            self.get(key)
-        except StoreError:
-            return False
-        return True
-
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Those of `keys` that are not stored, each once, in the given order."""
-        return [key for key in dict.fromkeys(keys) if key not in self]

@@ -1,7 +1,8 @@
 """The alignment of the student's attention with the motion prior.
 
 Per word: student row --regrid--> prior's grid --normalise--> aligner --> distance to the
-prior's map; or, with compare_on "student", the prior is carried to the student's grid instead. (MotionEnhancer Eq. 15: L = L_AR + λ ‖Aligner(A_VLM) − A_VDM‖₂.)
+prior's map; or, with compare_on "student", the prior is carried to the student's grid instead.
+(MotionEnhancer Eq. 15: L = L_AR + λ ‖Aligner(A_VLM) − A_VDM‖₂.)
 
 Legend: B samples, W words (of one or many samples), R captured rows, C captured columns,
 F×H×W cells of a grid.
@@ -24,6 +25,8 @@ from vlm_hooks.words import WordMatch
 LOSSES = ("l2", "mse", "kl", "js", "cosine")
 NORMALIZATIONS = ("none", "row")
 GRIDS = ("prior", "student")
+REDUCTIONS = ("mean", "none")
+LEAST_COVERED = 0.5  # a cell counts where the other side's cells cover at least this share of it
 ALIGNERS = ("pointwise", "row", "conv3d", "identity")
 WIDTHS = {"pointwise": 16, "row": 128, "conv3d": 8}  # a few ms for 32 samples on one CPU core
 TINY = 1e-12
@@ -154,11 +157,17 @@ def alignment_loss(
     kind: str = "l2",
     weight: Tensor | None = None,
     normalize: str = "row",
+    valid: Tensor | None = None,
+    aligner: nn.Module | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
-    """Mean over words of weight × distance, for rows [W, F, H, W] on one grid; a scalar.
+    """weight × distance of rows [W, F, H, W] on one grid: its mean over words, or [W] for reduction "none".
 
-    weight [W] (confidence, default 1) scales a word's distance and is not divided out again:
-    words of low confidence align less. Raises UserError for kl or js without normalisation.
+    Both sides are cut to the `valid` cells [F, H, W] (default all) before they are normalised; the
+    aligner acts on the student's normalised rows. weight [W] (confidence, default 1) scales a
+    word's distance and is not divided out again: words of low confidence align less. No words
+    have the mean 0. Raises UserError for kl or js without normalisation and for unknown names,
+    ValueError for rows of two shapes.
     """
     _check(kind, normalize)
     if student.shape != prior.shape or student.ndim != 4:
@@ -166,10 +175,21 @@ def alignment_loss(
             f"alignment_loss: student {list(student.shape)} and prior {list(prior.shape)} must "
             "be rows [W, F, H, W] of one grid."
         )
-    if len(student) == 0:
-        return student.sum()
-    losses = row_losses(normalize_rows(student, normalize), normalize_rows(prior, normalize), kind)
-    return losses.mean() if weight is None else (losses * weight).mean()
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"alignment_loss: reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
+    if valid is not None:
+        student, prior = student * valid, prior * valid
+    student, prior = normalize_rows(student, normalize), normalize_rows(prior, normalize)
+    if aligner is not None:
+        student = aligner(student)
+        if valid is not None:  # an aligner may put something into cells that do not count
+            student = student * valid
+    losses = row_losses(student, prior, kind)
+    if weight is not None:
+        losses = losses * weight
+    if reduction == "none":
+        return losses
+    return losses.mean() if len(losses) else losses.sum()
 
 
 def _check(kind: str, normalize: str) -> None:
@@ -209,13 +229,14 @@ def align_batch(
     sample out. A word's row is the mean of its tokens' rows. The loss is the mean over words
     of weight × distance within a sample, then the mean over all B samples (one without words
     counts 0), so that it does not depend on how a batch is divided for accumulation. A word
-    whose prior has no mass says nothing and counts as unmatched.
+    whose prior has no mass in the cells that are compared says nothing and counts as unmatched.
 
     compare_on "prior": the student's rows are carried to the prior's grid (the paper). An l2
     distance there shrinks as that grid gets finer, and detail within a visual token, which the
     student cannot follow, damps its gradient. "student": the priors are carried to the
-    student's grid, where sources of any resolution count alike; cells less than half covered
-    by the prior are left out.
+    student's grid, where sources of any resolution count alike. Either way, cells of the grid
+    that the other side covers by less than half (moments or borders that it did not see) are
+    left out on both sides before normalising. Raises UserError for unknown names.
     """
     _check(kind, normalize)
     if compare_on not in GRIDS:
@@ -236,33 +257,31 @@ def align_batch(
     rows_wc = summed.index_add(0, owner, token_rows) / counts[:, None]
     video_mass = token_rows.detach().sum(dim=1).mean()
 
-    words_of_sample = torch.bincount(
-        torch.tensor([sample for sample, _ in words]), minlength=len(matches)
-    )
-    loss = attention_brc.new_zeros(())
+    losses, order, says = [], [], []
     for members in _groups(words, student_grids, priors):
         first = words[members[0]][0]
         student_grid, prior = student_grids[first], priors[first]
         chosen = [(priors[words[m][0]], words[m][1]) for m in members]
-        prior_rows = torch.stack([p.maps[n] for p, n in chosen]).to(device)
+        prior_rows = torch.stack([p.maps[n] for p, n in chosen])
         weights = torch.stack([p.weight[n] for p, n in chosen])
-        share = weights / words_of_sample[[words[m][0] for m in members]] / len(matches)
         rows = rows_wc[torch.tensor(members, device=device), : student_grid.num_tokens]
         rows = rows.reshape(-1, *student_grid.shape)
         if compare_on == "prior":
             rows = regrid(rows, student_grid, prior.grid, regrid_mode)
-            valid = prior.grid.valid
+            valid = prior.grid.valid & (covered_share(student_grid, prior.grid) >= LEAST_COVERED)
         else:
             prior_rows = regrid(prior_rows, prior.grid, student_grid, regrid_mode)
-            valid = student_grid.valid & (covered_share(prior.grid, student_grid) >= 0.5)
-            rows = rows * valid.to(device)
-        valid = valid.to(device)
-        rows = normalize_rows(rows, normalize)
-        if aligner is not None:
-            rows = aligner(rows)
-        rows, prior_rows = rows * valid, normalize_rows(prior_rows * valid, normalize)
-        loss = loss + (row_losses(rows, prior_rows, kind) * share.to(device)).sum()
-    return AlignmentResult(loss, len(words), words_total, video_mass)
+            valid = student_grid.valid & (covered_share(prior.grid, student_grid) >= LEAST_COVERED)
+        losses.append(alignment_loss(rows, prior_rows.to(device), kind, weights.to(device), normalize,
+                                     valid.to(device), aligner, reduction="none"))
+        says.append((prior_rows * valid).sum(dim=(1, 2, 3)) > 0)
+        order += members
+    says = torch.cat(says)
+    sample_of = torch.tensor([words[m][0] for m in order])
+    heard = torch.bincount(sample_of, weights=says.double(), minlength=len(matches))  # words of each sample that count
+    share = torch.where(says, 1 / heard[sample_of].clamp(min=1), 0.0).to(device, attention_brc.dtype) / len(matches)
+    loss = (torch.cat(losses) * share).sum()
+    return AlignmentResult(loss, int(says.sum()), words_total, video_mass)
 
 
 def _matched_words(

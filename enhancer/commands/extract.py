@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rich.table
@@ -13,9 +13,10 @@ from enhancer.data.samples import Sample
 from enhancer.recipe import build, option
 from enhancer.recipe_files import apply_override
 from enhancer.recipe_schema import TeacherSettings
-from enhancer.shipped import fingerprint, quiet_libraries, teacher_path, torch_device
+from enhancer.shipped import quiet_libraries, teacher_path, torch_device
 from enhancer.sources import SourceContext, build_source, fill_store
 from vdm_priors.errors import RecipeError, UserError
+from vdm_priors.fingerprint import fingerprint
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
 
@@ -36,6 +37,8 @@ def extract_video(video: Path, text: str, teacher: str | None, out: Path, overri
     """Makes (or reuses) the prior of one video and text, prints what it is, and returns its key."""
     import torch
 
+    from vdm_priors.families import load_teacher, trained_frames
+
     settings = _settings(teacher, overrides)
     if not text.strip():
         raise UserError("--text is empty; give the words to look for in the video.")
@@ -44,14 +47,16 @@ def extract_video(video: Path, text: str, teacher: str | None, out: Path, overri
     path = teacher_path(settings.teacher.model)
 
     def load():
-        from vdm_priors.families import load_teacher
-
         console.note(f"loading the teacher {path}")
         return load_teacher(path, dtype=getattr(torch, settings.teacher.dtype), device=torch_device(settings.device))
 
+    sampling, own = settings.teacher.sampling, ""
+    if sampling.frames is None:
+        sampling = replace(sampling, frames=trained_frames(path))
+        own = " (as many as the teacher was trained on)"
     sample = Sample(id=video.name, video=video, question=text.strip(), answer="NA")
     context = SourceContext(
-        samples=[sample], store=PriorStore(out), sampling=settings.teacher.sampling.sampling(),
+        samples=[sample], store=PriorStore(out), sampling=sampling.sampling(),
         teacher_fingerprint=fingerprint(path), load_teacher=load, settings=settings.teacher.extraction, batch_size=1,
         size=tuple(settings.teacher.size) if settings.teacher.size else None, dtype=settings.teacher.dtype)
     clip = context.frames.get(video, context.sampling)  # a bad file is told before the teacher loads
@@ -60,7 +65,7 @@ def extract_video(video: Path, text: str, teacher: str | None, out: Path, overri
     if filled.problems:
         raise UserError(filled.problems[0].reason)
     key = filled.rows[0][1]
-    _describe(context.store.get(key), clip.duration, clip.notes, console)
+    _describe(context.store.get(key), clip.duration, clip.notes, own, console)
     console.print(f"{'reused' if filled.reused else 'stored'}: {context.store.path(key)}", markup=False, soft_wrap=True)
     return key
 
@@ -79,11 +84,11 @@ def _settings(teacher: str | None, overrides: list[str]) -> VideoExtraction:
     return settings
 
 
-def _describe(prior: MotionPrior, duration: float, notes: list[str], console: Console) -> None:
+def _describe(prior: MotionPrior, duration: float, notes: list[str], own: str, console: Console) -> None:
     facts = prior.provenance
     seconds = facts["seconds"]
     listed = ", ".join(f"{t:.2f}" for t in seconds)
-    console.print(f"sampled {len(seconds)} frames of {duration:.2f} s, at seconds {listed}", markup=False)
+    console.print(f"sampled {len(seconds)} frames of {duration:.2f} s, at seconds {listed}{own}", markup=False)
     for note in notes:
         console.warn(note)
     table = rich.table.Table("word", "motion score", "mean", "fluctuation", "kept", box=None, padding=(0, 2, 0, 0))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import rich.table
 from rich.markup import escape
 
@@ -13,8 +15,8 @@ from enhancer.data.samples import load_samples
 from enhancer.runfolder import RunFolder, readable_write_errors, writable_folder, write_json, write_lines
 from enhancer.shipped import quiet_libraries, student_path, torch_device
 from enhancer.table import percent
-from enhancer.video.clip import FrameCache, Sampling
-from vdm_priors.errors import UserError
+from enhancer.video.clip import Clip, FrameCache, Sampling
+from vdm_priors.errors import ModelError, UserError
 
 
 def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, frames: int, fps: float | None, batch_size: int,
@@ -70,7 +72,11 @@ def _print_summary(summary: dict, console: Console) -> None:
 
 
 def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console: Console) -> Path:
-    """Copies a student's folder and loads the copy with stock classes; nothing stays where that fails."""
+    """Copies a student's folder and proves the copy: stock classes load it, and its logits equal the arm's.
+
+    Nothing stays where that fails. Raises UserError for an unknown student or an existing folder, ModelError for a
+    copy that does not load or answers otherwise.
+    """
     quiet_libraries()
     RunFolder.existing(run_folder)
     students = sorted(path.parent for path in run_folder.glob("arms/*/seed*/train.json"))
@@ -85,17 +91,39 @@ def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console
         with readable_write_errors(to):
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(chosen[0] / "model", partial)
-            count = _verified(partial)
+            count, difference = _verified(chosen[0] / "model", partial)
             partial.rename(to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     console.print(f"{to}: {count / 1e6:.1f} M parameters, loads with stock transformers (from_pretrained, "
-                  f"AutoProcessor)", markup=False)
+                  f"AutoProcessor); largest difference of its logits from the arm's: {difference:g}", markup=False)
     return to
 
 
-def _verified(folder: Path) -> int:
-    """Number of parameters, as the stock classes of its family load them; raises ModelError otherwise."""
+def _verified(arm: Path, exported: Path) -> tuple[int, float]:
+    """Number of parameters, and the largest difference of logits on a clip of noise, of two folders of one student.
+
+    Raises ModelError where stock classes cannot load the exported one, or it prepares or answers a clip otherwise.
+    """
+    import torch
+    from transformers import AutoProcessor
+
+    from vlm_hooks.export import prove_export
     from vlm_hooks.families import load_student
 
-    return sum(parameter.numel() for parameter in load_student(folder).model.parameters())
+    student = load_student(arm)
+    stock = copy.copy(student)  # with the exported processor instead
+    frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    clip = Clip(path=exported, frames=frames, times=[0.0, 0.25, 0.5, 0.75], duration=1.0)
+    prompt = student.prompt("Which way does it move?").text
+    try:
+        stock.processor = AutoProcessor.from_pretrained(exported)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The processor exported to {exported} cannot be loaded with stock transformers: {error}") from error
+    ours, theirs = (each.encode([clip], [prompt]).inputs for each in (student, stock))
+    differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    if differing:
+        raise ModelError(f"The processor exported to {exported} prepares a clip otherwise than the arm's ({', '.join(differing)}): "
+                         f"the copy is not usable; compare the two folders.")
+    difference = prove_export(student, exported, [clip], [prompt])
+    return sum(parameter.numel() for parameter in student.model.parameters()), difference

@@ -28,11 +28,11 @@ class VdmSource:
         self._teacher = None
 
     def key(self, sample: Sample) -> str:
-        """Hash of the video's content, its sampling, the text, the teacher and the settings."""
+        """Hash of the video's content, its sampling, the text, the teacher (model and revision) and the effective settings."""
         context = self._context
         return content_key(source=self.name, video=file_digest(sample.video), sampling=dataclasses.asdict(context.sampling),
                            text=shared_text(sample, context.text), size=context.size, dtype=context.dtype,
-                           teacher=context.teacher_fingerprint, settings=dataclasses.asdict(context.settings))
+                           teacher=context.teacher_fingerprint, settings=context.settings.effective())
 
     def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """Yields a batch's priors as soon as the batch is through the teacher."""

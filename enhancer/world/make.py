@@ -27,12 +27,15 @@ from enhancer.world.sampling import SPLITS, draw_scene
 from enhancer.world.text import TYPES, Question, caption, places, static_question
 from vdm_priors.errors import UserError
 
-VERSION = 2  # raise when the same settings would draw other clips
+VERSION = 3  # raise when the same settings would draw other clips
 
 
 @dataclass
 class WorldSettings:
-    """What `enhancer world make` writes. Sizes in pixels; `questions` are relative shares of the six types."""
+    """What `enhancer world make` writes. Sizes in pixels; `questions` are relative shares of the six types.
+
+    MO asks which of several moves some way and has three things at least, whatever `most_things` says.
+    """
 
     seed: int = field(default=0, metadata={"help": "seed of every draw; the same settings give the same files"})
     train_clips: int = field(default=600, metadata={"help": "clips of the training split", "min": 0})
@@ -49,6 +52,14 @@ class WorldSettings:
         default_factory=lambda: {kind: 1.0 for kind in TYPES},
         metadata={"help": "relative share of each question type (MR LM CM MO AO RC)"})
     crf: int = field(default=16, metadata={"help": "x264 quality, lower is better and larger", "min": 0, "max": 51})
+
+    def check(self) -> list[str]:
+        """What cannot be drawn or encoded, one sentence a fault."""
+        faults = [f"world.{name} is {value}: H.264's colours need an even number of pixels"
+                  for name, value in (("height", self.height), ("width", self.width)) if value % 2]
+        if self.least_things > self.most_things:
+            faults.append(f"world.least_things ({self.least_things}) is more than world.most_things ({self.most_things})")
+        return faults
 
     def digest(self) -> str:
         text = json.dumps([VERSION, asdict(self)], sort_keys=True, default=float)
@@ -122,6 +133,9 @@ def make_world(folder: Path | str, settings: WorldSettings, progress: Callable[[
     Interrupted runs continue: a clip is encoded under a temporary name and renamed, and existing clips are kept.
     """
     folder = Path(folder)
+    faults = settings.check()
+    if faults:
+        raise UserError("; ".join(faults) + ".")
     if finished(folder, settings):
         return
     videos = folder / "videos"

@@ -21,9 +21,8 @@ from enhancer.evaluation.scores import summarise
 from enhancer.video.clip import FrameCache, Sampling, read_clip
 from enhancer.world.static import static_samples
 from enhancer.world.truth import WorldTruth
-from vdm_priors.extract import ExtractionSettings, extract_priors
-from vdm_priors.harvest import HarvestRequest, harvest
-from vdm_priors.inversion import invert, reconstruct
+from vdm_priors.extract import ExtractionSettings, extract_priors, run_teacher
+from vdm_priors.harvest import HarvestRequest
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import read_text
 from vdm_priors.words import Word
@@ -65,23 +64,25 @@ def _mention(truth: WorldTruth, video: str, text: str, word: Word):
 
 
 @torch.no_grad()
-def head_localisation(teacher, rows: list[dict], root: Path, truth: WorldTruth, steps: int = 5, frames: int = 9) -> dict:
-    """AUC of the named thing's words per layer and head while a clip is denoised along its own inverted path.
+def head_localisation(teacher, rows: list[dict], root: Path, truth: WorldTruth,
+                      settings: ExtractionSettings | None = None) -> dict:
+    """AUC of the named thing's words per layer and head, harvested as priors with these settings are.
 
-    rows: the world's conversation rows. Returns {"t2v": [layer][head], "v2t": [layer][head], "clips": n}: text rows over
-    vision (the paper's corner of the map) and vision rows over text.
+    rows: the world's conversation rows. settings: of the extraction; those of inversion and denoising are used (steps,
+    guidance, memory, memory_columns, harvest_at). Returns {"t2v": [layer][head], "v2t": [layer][head], "clips": n}: text
+    rows over vision (the paper's corner of the map) and vision rows over text.
     """
+    settings = replace(settings or ExtractionSettings(), reconstruction=False)  # which measures nothing here
+    frames = teacher.trained_frames
     texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in rows]
     clips = [read_clip(root / row["video"], Sampling(frames=frames)) for row in rows]
     embeds, offsets = teacher.encode_text(texts)
     read = [read_text(text, spans) for text, spans in zip(texts, offsets, strict=True)]
     grids = [teacher.token_grid(clip.times, clip.duration, clip.box) for clip in clips]
     latents = teacher.encode_video(torch.cat([teacher.prepare_frames(clip.frames) for clip in clips]))
-    trajectory = invert(teacher, latents, teacher.encode_text([""])[0].expand(len(clips), -1, -1), steps)
     request = HarvestRequest(max(r.last_token for r in read) + 1, direction="both", head_scope="layer_head",
-                             batch_index=range(len(clips)))
-    with harvest(teacher, request) as harvested:
-        reconstruct(teacher, trajectory, embeds, guidance=1.0)
+                             batch_index=range(len(clips)), memory_columns=settings.memory_columns)
+    harvested, _, _ = run_teacher(teacher, latents, embeds, request, settings)
     layers = len(harvested.layers)
     result: dict = {"clips": len(clips)}
     for corner in ("t2v", "v2t"):
@@ -99,8 +100,9 @@ def head_localisation(teacher, rows: list[dict], root: Path, truth: WorldTruth, 
 
 
 @torch.no_grad()
-def teacher_quality(teacher, rows: list[dict], root: Path, frames: int = 9) -> dict:
+def teacher_quality(teacher, rows: list[dict], root: Path) -> dict:
     """PSNR in dB of the VAE alone over clips, mean."""
+    frames = teacher.trained_frames
     pixels = torch.cat([teacher.prepare_frames(read_clip(root / row["video"], Sampling(frames=frames)).frames) for row in rows])
     decoded = teacher.decode(teacher.encode_video(pixels)).clamp(-1, 1)
     error = ((decoded - pixels) / 2).square().mean(dim=(1, 2, 3, 4))
@@ -113,14 +115,14 @@ def teacher_report(teacher, world: Path, truth: WorldTruth, count: int = 48, set
     rows = [row for row in json.loads((world / "test.json").read_text(encoding="utf-8"))
             if row["question_type"] in ("MR", "LM", "AO", "RC")][:count]
     settings = settings or ExtractionSettings(token_selection=False)
-    report = {**teacher_quality(teacher, rows, world), "heads": head_localisation(teacher, rows, world, truth)}
+    report = {**teacher_quality(teacher, rows, world), "heads": head_localisation(teacher, rows, world, truth, settings)}
     for direction in ("t2v", "v2t"):
         priors = []
         for start in range(0, len(rows), 16):
             if progress:
                 progress(("t2v", "v2t").index(direction) * len(rows) + start, 2 * len(rows), f"priors, {direction}")
             part = rows[start : start + 16]
-            clips = [read_clip(world / row["video"], Sampling(frames=9)) for row in part]
+            clips = [read_clip(world / row["video"], Sampling(frames=teacher.trained_frames)) for row in part]
             texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in part]
             priors += extract_priors(teacher, clips, texts, replace(settings, direction=direction))
         report[f"prior_{direction}"] = localisation(priors, [row["video"] for row in rows], truth)

@@ -15,6 +15,7 @@ import numpy as np
 from enhancer.world.scene import COLOURS, Scene, Thing
 
 TRAIN_BACKGROUNDS = ("astronaut", "brick", "chelsea", "coffee", "gravel", "rocket")
+VALIDATION_BACKGROUNDS = ("moon", "camera")
 TEST_BACKGROUNDS = ("grass", "motorcycle_left", "hubble_deep_field", "coins")
 SPRITE = 64  # sprite side in pixels; the shape's radius is SPRITE / 2 minus a border
 RADIUS = SPRITE / 2 - 4

@@ -11,19 +11,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from enhancer.world.render import TEST_BACKGROUNDS, TRAIN_BACKGROUNDS
+from enhancer.world.render import TEST_BACKGROUNDS, TRAIN_BACKGROUNDS, VALIDATION_BACKGROUNDS
 from enhancer.world.scene import CAMERAS, COLOURS, DIRECTIONS, MOTIONS, SHAPES, Camera, Motion, Scene, Thing, place_motion
 from enhancer.world.text import Question, motion_question
 
+BACKGROUNDS = {"train": TRAIN_BACKGROUNDS, "validation": VALIDATION_BACKGROUNDS, "test": TEST_BACKGROUNDS}
 SPLITS = ("train", "validation", "test")
 REACH = (0.18, 0.26)  # of the frame: 12 to 17 pixels of 64; longer paths would let the first place tell the direction
 
 
 def looks(split: str) -> list[tuple[str, str]]:
-    """Colour-shape pairs of a split: every colour and every shape occur in each, a test pair never in training."""
-    pairs = [(c, s) for c in COLOURS for s in SHAPES]
-    held_out = [(c, s) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES) if (i + j) % 4 == 0]
-    return held_out if split == "test" else [pair for pair in pairs if pair not in held_out]
+    """Colour-shape pairs of a split: no pair is in two; train and test have every colour and every shape."""
+    numbered = [(i, j, (c, s)) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES)]
+    test = [pair for i, j, pair in numbered if (i + j) % 4 == 0]
+    validation = [pair for i, j, pair in numbered if (i + j) % 4 == 1 and i % 2 == 0]
+    train = [pair for _, _, pair in numbered if pair not in test and pair not in validation]
+    return {"train": train, "validation": validation, "test": test}[split]
 
 
 def _texture(rng: np.random.Generator, split: str) -> int:
@@ -103,8 +106,7 @@ def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[i
     if count > 1 and (kind == "MR" or motions[0].kind == "bounce"):
         scene_things = _with_neighbour(rng, scene_things)
     order = rng.permutation(count)  # the named thing is not always the one drawn first (lowest)
-    backgrounds = TEST_BACKGROUNDS if split == "test" else TRAIN_BACKGROUNDS
-    scene = Scene(tuple(scene_things[i] for i in order), camera, str(rng.choice(backgrounds)),
+    scene = Scene(tuple(scene_things[i] for i in order), camera, str(rng.choice(BACKGROUNDS[split])),
                   int(rng.integers(2**31)), size[0], size[1], frames, fps)
     target = int(np.flatnonzero(order == 0)[0])
     return scene, motion_question(rng, kind, scene, target)

@@ -18,6 +18,7 @@ COLOURS = {
 SHAPES = ("disc", "square", "triangle", "cross")
 DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 MOTIONS = ("rest", "slide", "curve", "spin", "bounce", "jump", "turn", "stop")
+JUMPING = 0.93  # share of a clip in which the hops are done: 8 or 9 sampled frames then tell every number of hops apart
 CAMERAS = ("still", "left", "right", "up", "down", "in", "out")
 
 
@@ -44,7 +45,8 @@ class Motion:
         if self.kind == "spin":
             return 0.0, 0.0, turn * 1.5 * math.pi * t
         if self.kind == "jump":
-            return 0.0, -self.reach * abs(math.sin(math.pi * self.count * t)), 0.0
+            hops = self.count * min(t / JUMPING, 1.0)
+            return 0.0, -self.reach * abs(math.sin(math.pi * hops)), 0.0
         dx, dy = DIRECTIONS[self.directions[0]]
         if self.kind == "slide":
             return dx * self.reach * t, dy * self.reach * t, 0.0

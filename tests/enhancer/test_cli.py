@@ -123,8 +123,49 @@ def test_extract_stops_after_the_priors_and_train_before_the_evaluation(recipe, 
     assert (run / "arms" / "vdm" / "seed0" / "train.json").is_file() and not (run / "base" / "scores.json").exists()
     code, text = call("export", run, tmp_path / "model")
     assert code == 0 and "loads with stock transformers" in text and (tmp_path / "model" / "config.json").is_file()
+    assert "largest difference of its logits from the arm's: 0" in text.replace("\n", "")
     code, text = call("export", run, tmp_path / "other", "--arm", "oracle")
     assert code == 1 and "it has: lambda0 seed0, vdm seed0" in text and not (tmp_path / "other").exists()
+
+
+def _change_weights(folder):
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "lm_head" in name or "embed_tokens" in name)
+    tensors[name] = tensors[name] * 1.01
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _change_processor(folder):
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text())
+    settings["video_processor"]["image_mean"] = [0.0, 0.0, 0.0]
+    path.write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (_change_weights, "gives logits that differ by"), (_change_processor, "prepares a clip otherwise"),
+    (lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot be loaded with stock transformers"),
+    (lambda folder: (folder / "config.json").unlink(), "cannot be loaded with stock transformers")])
+def test_export_proves_the_copy_and_leaves_nothing_of_a_bad_one(tmp_path, monkeypatch, spoil, message):
+    import shutil
+
+    arm = tmp_path / "run" / "arms" / "vdm" / "seed0"
+    shutil.copytree(student_folder(), arm / "model")
+    (arm / "train.json").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    copytree = shutil.copytree
+
+    def damaging(source, target, **how):  # as a failing disk would
+        copytree(source, target, **how)
+        spoil(Path(target))
+
+    monkeypatch.setattr("enhancer.commands.models.shutil.copytree", damaging)
+    code, text = call("export", tmp_path / "run", tmp_path / "model")
+    assert code == 1 and message in " ".join(text.split()), text
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_extract_one_video(tmp_path):
@@ -139,6 +180,18 @@ def test_extract_one_video(tmp_path):
     assert code == 0 and "reused:" in text
     (stored,) = (tmp_path / "priors").glob("*/*.safetensors")
     assert stored.name in text.replace("\n", "")
+
+
+def test_extract_takes_as_many_frames_as_the_teacher_was_trained_on(tmp_path):
+    video = write_video(tmp_path / "clip.mp4", frames=20)
+    arguments = ["extract", "--video", video, "--text", "red square", "--teacher", teacher_folder(), "--out", tmp_path / "priors",
+                 "teacher.extraction.steps=1"]
+    code, text = call(*arguments)
+    assert code == 0 and "sampled 9 frames of 2.50 s" in text and "as many as the teacher was trained on" in " ".join(text.split())
+    code, text = call(*arguments, "teacher.sampling.frames=9")
+    assert code == 0 and "reused:" in text and "was trained on" not in text
+    code, text = call(*arguments, "teacher.sampling.frames=5")
+    assert code == 0 and "sampled 5 frames of 2.50 s" in text
 
 
 @pytest.mark.parametrize("arguments, code, message", [
@@ -176,9 +229,40 @@ def test_world_make(tmp_path):
     assert code == 2 and "did you mean 'train_clips'" in text
 
 
-def test_doctor(tmp_path):
+def test_doctor_passes_a_machine_that_runs_these_tests(tmp_path):
     code, text = call("doctor", "--output", tmp_path / "runs")
-    assert "packages" in text and "H.264" in text and "can be written" in text and code in (0, 1)
+    for part in ("python", "packages", "machine", "H.264", "shipped models", "recipes", "can be written"):
+        assert part in text, part
+    assert code == 0 and "✗" not in text, text
+
+
+def _unwritable(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    return tmp_path / "file" / "runs"
+
+
+def _no_package(tmp_path, monkeypatch):
+    monkeypatch.setattr("enhancer.doctor.NEEDED", ("torch", "no_such_package"))
+    return tmp_path
+
+
+def _no_recipes(tmp_path, monkeypatch):
+    monkeypatch.setattr("enhancer.doctor.list_recipes", lambda: [])
+    return tmp_path
+
+
+def _broken_check(tmp_path, monkeypatch):
+    monkeypatch.setattr("enhancer.doctor.machine_memory", lambda: 1 / 0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("provoke, sentence", [
+    (_unwritable, "cannot be written"), (_no_package, "no_such_package (ModuleNotFoundError"), (_no_recipes, "none in"),
+    (_broken_check, "ZeroDivisionError")])
+def test_doctor_fails_for_each_fault(tmp_path, monkeypatch, provoke, sentence):
+    output = provoke(tmp_path, monkeypatch)
+    code, text = call("doctor", "--output", output)
+    assert code == 1 and text.count("✗") == 1 and sentence in " ".join(text.split()), text
 
 
 def test_report_needs_a_run_folder(tmp_path):

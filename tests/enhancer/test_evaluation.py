@@ -121,7 +121,8 @@ def test_the_model_keeps_its_mode_and_weights(video):
 
 def test_a_student_that_learnt_the_answer_chooses_it(video, tmp_path):
     student, sample = tiny_student(), ask(video, answer="down")
-    settings = TrainSettings(steps=25, batch_size=1, learning_rate_llm=1e-2, warmup=0.0, alignment=AlignmentSettings(weight=0.0))
+    settings = TrainSettings(steps=25, batch_size=1, learning_rate_llm=1e-2, learning_rate_merger=1e-3, learning_rate_vision=2e-4,
+                             warmup=0.0, alignment=AlignmentSettings(weight=0.0))
     train(student, [sample], settings, tmp_path, sampling=SAMPLING)
     row = evaluate(student, [sample], SAMPLING)[0]
     assert row["correct"] and row["scores"][1] > -0.5

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 
 from enhancer.console import Console
 from enhancer.evaluation.scores import summarise
-from enhancer.pipeline import needed_sources, run_enhance
+from enhancer.pipeline import data_root, needed_sources, run_enhance, with_own_frames
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import RunFolder, finished_so_far, read_json, read_lines, write_json, write_text
@@ -49,6 +51,7 @@ def test_run_folder_holds_everything(finished):
         assert {"overall", "average", "types"} <= set(read_json(place / "scores.json", {}))
         train = read_json(place / "train.json", {})
         assert (train["prior_source"], train["lambda"]) == ((None, 0.0) if arm == "lambda0" else (arm, 1.0))
+        assert train["export_max_difference"] == 0.0
         assert (place / "model" / "model.safetensors").is_file() and not (place / "checkpoints").exists()
     assert (run / "base" / "answers.jsonl").is_file() and (run / "report.html").is_file()
     assert build(EnhanceRecipe, yaml.safe_load((run / "recipe.yaml").read_text())) == recipe
@@ -104,6 +107,33 @@ def test_exported_student_loads_with_stock_transformers(finished):
     AutoProcessor.from_pretrained(folder)
 
 
+def test_an_export_with_other_logits_stops_the_run(tmp_path, monkeypatch):
+    from enhancer import arms
+
+    def lossy(student, folder):
+        with torch.no_grad():
+            kept = {name: value.clone() for name, value in student.model.state_dict().items()}
+            student.model.bfloat16().float()
+            export(student, folder)
+            student.model.load_state_dict(kept)
+
+    export = arms.export
+    monkeypatch.setattr(arms, "export", lossy)
+    write_data(tmp_path / "data", train=2, test=2)
+    recipe = build(EnhanceRecipe, recipe_values(tmp_path, arms=[{"name": "lambda0"}], examples=0, report=False))
+    with pytest.raises(UserError, match="logits that differ by .* the export is not usable"):
+        run_enhance(recipe, Console(quiet=True))
+    assert not (tmp_path / "runs" / "tiny" / "arms" / "lambda0" / "seed0" / "train.json").exists()
+
+
+def test_exports_of_a_mixed_precision_training_are_proved_too(tmp_path):
+    write_data(tmp_path / "data", train=2, test=2)
+    training = {**recipe_values(tmp_path)["training"], "bf16": True}
+    recipe = build(EnhanceRecipe, recipe_values(tmp_path, arms=[{"name": "lambda0"}], training=training, examples=0, report=False))
+    run = run_enhance(recipe, Console(quiet=True), until="train")
+    assert read_json(run / "arms" / "lambda0" / "seed0" / "train.json", {})["export_max_difference"] == 0.0
+
+
 def test_a_rerun_redoes_nothing_but_adds_new_arms(finished, monkeypatch):
     run, recipe = finished
     before = (run / "arms" / "vdm" / "seed0" / "model" / "model.safetensors").stat().st_mtime_ns
@@ -121,6 +151,24 @@ def test_another_recipe_in_the_same_folder_is_refused(finished):
     with pytest.raises(UserError, match="`resume` is false"):
         run_enhance(build(EnhanceRecipe, recipe_values(run.parent.parent, resume=False)), Console(quiet=True))
     assert read_json(run / "run.json", {})["status"] == "finished"
+
+
+@pytest.mark.parametrize("what", ["student.model", "teacher.model", "data.train", "data.test"])
+def test_a_run_is_not_continued_with_other_models_or_data(finished, tmp_path, what):
+    run, recipe = tmp_path / "runs" / "tiny", finished[1]
+    shutil.copytree(finished[0].parent.parent, tmp_path, dirs_exist_ok=True)
+    recipe = replace(recipe, output=str(tmp_path / "runs"))
+    record = read_json(run / "run.json", {})
+    name = what.removeprefix("data.").removesuffix(".model")
+    write_json(run / "run.json", {**record, "hashes": {**record["hashes"], name: "0" * 32}})  # made from something else
+    before = {path.name: path.read_text() for path in (run / "run.json", run / "recipe.yaml")}
+    with pytest.raises(UserError, match=rf"{what} [\s\S]*000 -> [\s\S]*another `name` or `output`[\s\S]*--fresh"):
+        run_enhance(recipe, Console(quiet=True))
+    assert {path.name: path.read_text() for path in (run / "run.json", run / "recipe.yaml")} == before
+    if what == "data.train":  # no student has learnt from it yet: the data may be mended
+        shutil.rmtree(run / "arms")
+        run_enhance(recipe, Console(quiet=True), until="priors")
+        assert read_json(run / "run.json", {})["hashes"]["train"] == record["hashes"]["train"]
 
 
 def test_interruption_keeps_what_is_done_and_says_so(tmp_path, monkeypatch):
@@ -164,6 +212,31 @@ def test_a_worker_that_fails_is_reported_and_the_others_finish(tmp_path):
     assert set(reasons) == {"told", "crash"} and reasons["told"] == "the disk is full"
     assert "status 3" in reasons["crash"] and "Segfault somewhere" in reasons["crash"]
     assert peak > 7
+
+
+def test_a_new_version_of_the_world_gets_a_folder_of_its_own(monkeypatch):
+    recipe = build(EnhanceRecipe, {"name": "t", "world": {"seed": 3}, "arms": [{"name": "a"}]})
+    folder = data_root(recipe)
+    assert folder.parent == Path("runs/worlds") and folder == data_root(recipe)
+    monkeypatch.setattr("enhancer.world.make.VERSION", 999)
+    assert data_root(recipe) != folder
+
+
+def test_the_teachers_own_number_of_frames_is_the_default():
+    values = recipe_values(Path("somewhere"))
+    del values["teacher"]["sampling"]
+    recipe = build(EnhanceRecipe, values)
+    assert recipe.teacher.sampling.frames is None and with_own_frames(recipe).teacher.sampling.sampling().frames == 9
+    assert recipe.teacher.sampling.frames is None  # the given recipe is as it was
+    given = build(EnhanceRecipe, recipe_values(Path("somewhere"), teacher={"sampling": {"frames": 5}}))
+    assert with_own_frames(given) is given
+    gone = {"model": "gone/for/ever"}
+    with pytest.raises(UserError, match="gone/for/ever"):
+        with_own_frames(build(EnhanceRecipe, {**values, "teacher": gone}))
+    control = build(EnhanceRecipe, {**values, "teacher": gone, "arms": [{"name": "lambda0"}]})
+    assert with_own_frames(control) is control  # no arm needs it
+    with pytest.raises(UserError, match="teacher.sampling.*end"):
+        build(EnhanceRecipe, {**values, "teacher": {"sampling": {"start": 3.0, "end": 2.0}}})
 
 
 def test_sources_come_after_their_bases():
@@ -237,6 +310,25 @@ def test_several_seeds_use_t_intervals_of_paired_differences(tmp_path):
     assert 0.3 < share["low"] < share["share"] < share["high"] < 0.75
     assert any("recovers" in note for note in table["notes"])
     assert any("vdm against λ = 0" in note and "above zero" in note for note in table["notes"])
+
+
+def test_the_note_on_intervals_says_how_each_rows_was_made(tmp_path):
+    rates = {"base": 0.2, "lambda0": 0.3, "vdm": 0.6, "oracle": 0.9}
+    for seeds in ([0], [0, 1, 2]):
+        _answers(tmp_path / str(len(seeds)), rates, seeds)
+        table = make_table(tmp_path / str(len(seeds)), _recipe(seeds))
+        base, control = table["rows"][:2]
+        wilson = summarise(read_lines(tmp_path / str(len(seeds)) / "base" / "answers.jsonl"))["overall"]
+        assert (base["low"], base["high"]) == (wilson["low"], wilson["high"])
+        (note,) = (note for note in table["notes"] if note.startswith("Intervals"))
+        if len(seeds) == 1:
+            assert "over questions (Wilson; paired bootstrap" in note and "seeds" not in note
+            continue
+        overall = [summarise(read_lines(tmp_path / f"3/arms/lambda0/seed{seed}/answers.jsonl"))["overall"]["accuracy"] for seed in seeds]
+        assert (control["low"], control["high"]) == pytest.approx(t_interval(overall))
+        trained, _, untrained = note.partition(";")[0], *note.rpartition(";")[1:]
+        assert "trained students" in trained and "over the 3 training seeds (Student's t" in trained
+        assert "base" in untrained and "over questions (Wilson)" in untrained
 
 
 def test_nothing_is_claimed_where_intervals_hold_zero(tmp_path):

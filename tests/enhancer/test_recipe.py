@@ -152,6 +152,24 @@ def test_shipped_recipes_are_valid_and_have_their_header(recipe):
         load_recipe(recipe.path, ["nonsense=1"])
 
 
+RATES = ("learning_rate_llm", "learning_rate_merger", "learning_rate_vision")
+
+
+def test_default_learning_rates_are_the_papers():
+    training = build(EnhanceRecipe, MINIMAL).training
+    assert [getattr(training, rate) for rate in RATES] == [1e-5, 1e-5, 2e-6]  # METHOD.md: MotionEnhancer, section on training
+    assert (training.weight_decay, training.warmup, training.schedule) == (0.1, 0.03, "cosine")
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda r: r.name)
+def test_recipes_that_train_the_small_student_say_its_learning_rates(recipe):
+    raw = read_raw(recipe.path)
+    if raw["job"] == "world_teacher":
+        return
+    training = raw["training"]["training"] if raw["job"] == "world_student" else raw["training"]
+    assert all(training[rate] >= 1e-4 for rate in RATES)
+
+
 def test_every_key_of_the_reference_has_a_help_text():
     rows = describe(EnhanceRecipe)
     assert len(rows) > 60

@@ -11,7 +11,8 @@ import torch
 
 from enhancer.data.samples import Problem, Sample
 from enhancer.sources import SourceContext, build_source, fill_store, shared_text, source_names
-from enhancer.sources.shuffled import exchanged, next_in_cycle
+from enhancer.sources import shuffled
+from enhancer.sources.shuffled import exchanged, next_in_cycle, rows_by_role
 from enhancer.sources.uniform import flattened
 from enhancer.sources.vdm import VdmSource
 from enhancer.video.clip import Sampling
@@ -70,6 +71,8 @@ def test_shared_text():
 def test_vdm_key_depends_on_what_determines_the_prior(context, samples):
     key = VdmSource(context).key(samples[0])
     assert key == VdmSource(replace(context, batch_size=7, seed=9)).key(samples[0])
+    inert = ExtractionSettings(head_selection=False), ExtractionSettings(head_selection=False, head_ratio=0.25)
+    assert len({VdmSource(replace(context, settings=settings)).key(samples[0]) for settings in inert}) == 1
     others = [VdmSource(replace(context, **change)).key(samples[0]) for change in (
         {"teacher_fingerprint": "u"}, {"text": "answer"}, {"sampling": Sampling(5)}, {"size": (16, 16)}, {"dtype": "bfloat16"},
         {"settings": ExtractionSettings(steps=3)})]
@@ -152,7 +155,65 @@ def test_shuffled_gives_another_clips_maps_to_own_words(monkeypatch, context, sa
         prior, own = context.store.get(key), context.store.get(base.key(sample))
         donor = next(s for s in samples if s.id == prior.provenance["maps_of"])
         assert donor.video != sample.video and prior.text == sample.question and prior.words == own.words
-        assert torch.equal(prior.maps, context.store.get(base.key(donor)).maps)
+        theirs = context.store.get(base.key(donor))
+        # "Where does ball 0 go?" and "Where does ball 1 go?": each word takes its own word's map, the numbers each other's
+        assert torch.equal(prior.maps, theirs.maps) and prior.provenance["rows_of"] == [word.text for word in theirs.words]
+
+
+def typed_samples(tmp_path, types):
+    return [Sample(f"s{n}", write_video(tmp_path / f"typed{n}.mp4", seed=n), f"Where does ball {n} go?", "left", question_type=kind)
+            for n, kind in enumerate(types)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shuffled_exchanges_within_a_question_type_in_one_cycle(monkeypatch, context, tmp_path, seed):
+    fake_extraction(monkeypatch, [])
+    samples = typed_samples(tmp_path, ["MR", "LM", "MR", "LM", "MR", "LM", "RC"])
+    base = VdmSource(context)
+    fill_store(base, samples, context.store)
+    context = replace(context, base=base, samples=samples, seed=seed)
+    source = build_source("shuffled", context)
+    donors = {sample.id: source._donor(sample)[0] for sample in samples}
+    for kind in ("MR", "LM"):
+        members = [sample for sample in samples if sample.question_type == kind]
+        assert {donors[sample.id].question_type for sample in members} == {kind}
+        assert sorted(donors[sample.id].id for sample in members) == [sample.id for sample in members]  # a permutation ...
+        way = [members[0].id]
+        while donors[way[-1]].id not in way:
+            way.append(donors[way[-1]].id)
+        assert len(way) == len(members)  # ... of one cycle
+    assert donors["s6"].id != "s6"  # the only one of its type takes any other clip's
+    backwards = build_source("shuffled", replace(context, samples=samples[::-1]))
+    assert all(backwards._donor(sample)[0] == donors[sample.id] for sample in samples)
+    report = fill_store(source, samples, context.store)
+    told = {sample.id: context.store.get(key).provenance["same_question_type"] for sample, key in report.rows}
+    assert told == {f"s{n}": n != 6 for n in range(7)}
+
+
+def test_the_rule_of_exchange_is_part_of_the_key(monkeypatch, context, samples):
+    fake_extraction(monkeypatch, [])
+    base = VdmSource(context)
+    fill_store(base, samples, context.store)
+    source = build_source("shuffled", replace(context, base=base, samples=samples))
+    key = source.key(samples[0])
+    monkeypatch.setattr(shuffled, "RULE", shuffled.RULE + 1)
+    assert source.key(samples[0]) != key
+
+
+@pytest.mark.parametrize("own, donor, rows", [
+    ("which way does the red disc move", "which way does the blue ball move", "which way does the blue ball move"),
+    ("red disc Move", "move blue ball", "blue ball move"),  # in lower case, wherever it stands
+    ("red disc moves", "moves blue", "blue blue moves"),  # too few others: from the first again
+    ("the disc the ball the cube", "the ring the", "the ring the ring the ring"),  # each occurrence its own, then again
+    ("red disc", "red", "red red"),  # nothing left: all of the donor's
+])
+def test_a_shared_word_takes_its_own_map_and_the_others_go_in_order(own, donor, rows):
+    own, donor = split_words(own), split_words(donor)
+    assert [donor[row].text for row in rows_by_role(own, donor)] == rows.split()
+    if own[0].text == "the":
+        assert rows_by_role(own, donor)[::2] == [0, 2, 0]
+    with pytest.raises(UserError, match="without words"):
+        rows_by_role(own, [])
 
 
 def test_shuffled_needs_two_clips(monkeypatch, context, samples):

@@ -206,10 +206,53 @@ def test_resume_gives_the_same_weights_bit_for_bit(samples, cache, tmp_path, ali
 def test_a_checkpoint_of_another_training_is_not_taken(samples, cache, tmp_path):
     settings = replace(LAMBDA0, steps=2, save_every=1)
     run(samples, tmp_path, cache, settings)
-    with pytest.raises(UserError, match="other settings, samples or seed"):
+    with pytest.raises(UserError, match="other settings, samples, priors, seed or starting weights"):
         run(samples, tmp_path, cache, settings, seed=5)
     _, result = run(samples, tmp_path, cache, replace(settings, resume=False), seed=5)
     assert result.start_step == 0 and len(result.history) == 2
+
+
+def test_a_checkpoint_of_another_model_or_other_priors_is_not_taken(samples, cache, tmp_path):
+    settings = replace(FAST, steps=2, save_every=1)
+    run(samples, tmp_path, cache, settings)
+    other = tiny_student()
+    with torch.no_grad():
+        next(p for p in reversed(list(other.model.parameters())) if p.ndim == 1)[0] += 0.5  # one number of one norm
+    with pytest.raises(UserError, match="starting weights"):
+        run(samples, tmp_path, cache, settings, student=other)
+
+    def brighter(sample):
+        prior = prior_of(sample)
+        return replace(prior, maps=prior.maps * (2.0 if sample is samples[-1] else 1.0))
+
+    with pytest.raises(UserError, match="priors"):
+        run(samples, tmp_path, cache, settings, priors=brighter)
+    with pytest.raises(UserError, match="priors"):
+        run(samples, tmp_path, cache, settings, priors=Keyed("a"))
+    assert run(samples, tmp_path, cache, settings)[1].start_step == 2
+
+
+class Keyed:
+    """Priors as a store has them: told apart by their keys, without reading them all."""
+
+    def __init__(self, name):
+        self.name, self.read = name, []
+
+    def key(self, sample):
+        return f"{self.name}-{sample.id}"
+
+    def __call__(self, sample):
+        self.read.append(sample.id)
+        return prior_of(sample)
+
+
+def test_priors_with_keys_are_told_apart_by_them(samples, cache, tmp_path):
+    settings, priors = replace(FAST, steps=1, save_every=1), Keyed("a")
+    run(samples, tmp_path, cache, settings, priors=priors)
+    assert len(priors.read) < len(samples)  # only those of a batch: none was read for its identity
+    assert run(samples, tmp_path, cache, settings, priors=Keyed("a"))[1].start_step == 1
+    with pytest.raises(UserError, match="priors"):
+        run(samples, tmp_path, cache, settings, priors=Keyed("b"))
 
 
 def test_gradient_checkpointing_and_workers_change_nothing(samples, cache, tmp_path):

@@ -66,7 +66,8 @@ def recipe_values(folder: Path, **changes) -> dict:
         "teacher": {"model": str(teacher_folder()), "sampling": {"frames": 9}, "batch_size": 2,
                     "extraction": {"steps": 2, "reconstruction": False}},
         "student": {"model": str(student_folder()), "sampling": {"frames": 4}},
-        "training": {"steps": 2, "batch_size": 2, "learning_rate_llm": 1e-3},
+        "training": {"steps": 2, "batch_size": 2, "learning_rate_llm": 1e-3, "learning_rate_merger": 1e-3,
+                     "learning_rate_vision": 2e-4},
         "arms": [{"name": "lambda0"}, {"name": "vdm", "source": "vdm"}, {"name": "shuffled", "source": "shuffled"}],
         "evaluate": {"batch_size": 8}, "examples": 1,
     }

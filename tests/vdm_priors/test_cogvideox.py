@@ -86,6 +86,13 @@ def test_sizes():
     assert teacher.predict(latents, 10, embeds).shape == latents.shape
 
 
+@pytest.mark.parametrize("frames", [1, 5, 9, 13])
+def test_as_many_frames_are_decoded_as_were_encoded(frames):
+    teacher = tiny_teacher()
+    pixels = teacher.prepare_frames(random_clip(frames).frames)
+    assert teacher.decode(teacher.encode_video(pixels)).shape == pixels.shape
+
+
 def test_token_grid_follows_the_causal_vae():
     grid = tiny_teacher().token_grid([i / 4 for i in range(9)], 2.25, (0.1, 0.0, 0.9, 1.0))
     assert grid.shape == (3, 4, 4)
@@ -122,6 +129,18 @@ def test_load_is_exact_and_fingerprint_follows_content(tmp_path):
     embeds, _ = half.encode_text(["a ball"])
     latents = half.encode_video(half.prepare_frames(random_clip(5).frames))
     assert latents.dtype == torch.float32 == half.predict(latents, 9, embeds).dtype
+
+
+def test_the_trained_number_of_frames_is_read_without_loading(tmp_path, monkeypatch):
+    from vdm_priors.families import trained_frames
+
+    assert tiny_teacher().trained_frames == trained_frames(tiny_teacher().folder) == 9
+    folder = edited_folder(tmp_path, "transformer/config.json", sample_frames=49)
+    monkeypatch.setattr("diffusers.CogVideoXPipeline.from_pretrained", lambda *a, **k: pytest.fail("loaded"))
+    assert trained_frames(folder) == 49
+    (folder / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not say .*sample_frames.*teacher.sampling.frames"):
+        trained_frames(folder)
 
 
 def test_refusals(tmp_path):

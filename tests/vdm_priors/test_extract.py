@@ -72,16 +72,17 @@ def test_words_can_be_the_scored_unit():
     assert [w.text for w in prior.words] == [full.words[i].text for i in best]
 
 
-def test_a_batch_gives_what_single_clips_give():
-    teacher = tiny_teacher()
+@pytest.mark.parametrize("direction", ["t2v", "v2t", "both"])
+def test_a_batch_gives_what_single_clips_give(direction):
+    teacher, settings = tiny_teacher(), replace(FAST, direction=direction)
     clips = [random_clip(seed=1), random_clip(height=20, width=70, seed=2)]
     texts = [TEXT, "Does it spin?"]
-    together = extract_priors(teacher, clips, texts, FAST)
+    together = extract_priors(teacher, clips, texts, settings)
     for clip, text, prior in zip(clips, texts, together, strict=True):
-        (alone,) = extract_priors(teacher, [clip], [text], FAST)
+        (alone,) = extract_priors(teacher, [clip], [text], settings)
         assert alone.words == prior.words
         torch.testing.assert_close(alone.maps, prior.maps, atol=1e-6, rtol=1e-3)
-    again = extract_priors(teacher, clips, texts, FAST)
+    again = extract_priors(teacher, clips, texts, settings)
     assert all(torch.equal(a.maps, b.maps) for a, b in zip(together, again, strict=True))
 
 
@@ -112,7 +113,36 @@ def test_every_option_changes_the_prior(changes):
         assert one.provenance["head_scores"]["dfc"] != other.provenance["head_scores"]["dfc"]
     else:
         assert (one.maps - other.maps).abs().max() > 1e-6
-    assert other.provenance["settings"] == vars(replace(base, **changes))
+    assert other.provenance["settings"] == replace(base, **changes).effective()
+
+
+INERT = [  # where these settings hold, the keys behind them decide nothing
+    ({"harvest_at": "inversion"}, {"guidance": 3.0, "memory": False, "memory_columns": "own"}),
+    ({"memory": False}, {"memory_columns": "own"}),
+    ({"guidance": 1.0}, {"guidance": 0.5}),
+    ({"head_selection": False}, {"rows": 7, "head_ratio": 0.25, "mask_radius": 2, "mask_own_frame": False, "seed": 3}),
+    ({"rows": "all"}, {"seed": 3}),
+    ({"token_selection": False}, {"token_ratio": 0.25}),
+]
+
+
+@pytest.mark.parametrize("where, inert", INERT)
+def test_settings_that_decide_nothing_are_not_in_the_key(where, inert):
+    base = replace(FAST, **where)
+    other = replace(base, **inert)
+    assert other.effective() == base.effective()
+    one, two = (extract_priors(tiny_teacher(), [random_clip()], [TEXT], settings)[0] for settings in (base, other))
+    assert torch.equal(one.maps, two.maps) and one.words == two.words
+    assert one.provenance == two.provenance  # who writes a key twice writes the same content
+
+
+def test_settings_that_decide_something_are_in_the_key():
+    for name, value in (("guidance", 3.0), ("memory", False), ("memory_columns", "own"), ("rows", 7), ("seed", 3),
+                        ("head_ratio", 0.25), ("token_ratio", 0.25), ("reconstruction", False), ("steps", 4)):
+        assert replace(ExtractionSettings(), **{name: value}).effective() != ExtractionSettings().effective(), name
+    measured = ExtractionSettings(harvest_at="inversion")  # its PSNR is that of a guided denoising
+    assert replace(measured, guidance=3.0).effective() != measured.effective()
+    assert replace(measured, memory_columns="own").effective() == measured.effective()
 
 
 def test_inversion_harvest_runs_no_denoising():

@@ -114,6 +114,8 @@ def test_wrong_names_and_shapes_are_refused():
         build_aligner("row")
     with pytest.raises(ValueError, match="one grid"):
         alignment_loss(rows, torch.rand(1, 1, 2, 3))
+    with pytest.raises(ValueError, match="reduction is one of mean, none"):
+        alignment_loss(rows, rows, reduction="sum")
 
 
 # --- aligners ------------------------------------------------------------------------------
@@ -276,6 +278,32 @@ def test_on_the_students_grid_cells_the_prior_did_not_see_are_left_out():
     got = align_batch(Captured(row.reshape(1, 1, 8)), matches, [student_grid], [prior], compare_on="student").loss
     expected = (torch.tensor([3.0, 0.0, 2.0, 1.0]) / 6 - torch.tensor([1.0, 0.0, 2.0, 1.0]) / 4).norm()
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("mode", ["overlap", "trilinear"])
+def test_on_the_priors_grid_moments_the_student_did_not_see_are_left_out(kind, mode):
+    """A flat prior of 0-4 s and flat attention to 0-2 s agree wherever both can."""
+    student_grid, prior_grid = make_grid(2, 2, 2, duration=2.0), make_grid(4, 4, 4, duration=4.0)
+    prior = MotionPrior("w0", split_words("w0"), torch.ones(1, 4, 4, 4), prior_grid, torch.ones(1))
+    matches = [WordMatch([(0, [0])], [])]
+    for aligner in (None, build_aligner("conv3d")):
+        loss = align_batch(Captured(torch.full((1, 1, 8), 0.1)), matches, [student_grid], [prior], aligner, kind, "row", mode).loss
+        assert loss.item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("on", ["prior", "student"])
+def test_words_that_speak_only_of_unseen_moments_count_as_unmatched(on):
+    """One of two words has its mass in seconds 2-4, which the student did not see: the other's distance alone is the mean."""
+    student_grid, prior_grid = make_grid(2, 2, 2, duration=2.0), make_grid(4, 2, 2, duration=4.0)
+    maps = torch.zeros(2, 4, 2, 2)
+    maps[0, 3], maps[1, 0] = 1.0, 1.0
+    prior = MotionPrior("w0 w1", split_words("w0 w1"), maps, prior_grid, torch.ones(2))
+    matches, rows = [WordMatch([(0, [0]), (1, [1])], [])], torch.rand(1, 2, 8)
+    both = align_batch(Captured(rows), matches, [student_grid], [prior], compare_on=on)
+    one = align_batch(Captured(rows[:, 1:]), [WordMatch([(1, [1])], [])], [student_grid], [prior], compare_on=on)
+    assert (both.words_matched, both.words_total) == (1, 2)
+    torch.testing.assert_close(both.loss, one.loss)
 
 
 def test_unknown_grid_to_compare_on_is_refused():

@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from tests.vlm_hooks.tiny_student import make_clip, tiny_student
 from vdm_priors.errors import ModelError
 from vlm_hooks.capture import CaptureRequest, capture
-from vlm_hooks.export import export, verify_export
+from vlm_hooks.export import export, prove_export, verify_export
+
 
 def train_a_little(student):
     """Two aligned steps, as training does them."""
@@ -46,6 +48,24 @@ def test_exported_logits_are_the_trained_models(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen2_5_VLForConditionalGeneration"]
     assert "auto_map" not in config
+
+
+def test_an_export_is_proved_on_clips_and_a_rounded_one_is_refused(tmp_path):
+    student = tiny_student()
+    train_a_little(student)
+    clips, prompts = [make_clip(), make_clip(5, 48, 32)], [student.prompt(text).text for text in ("Where?", "Where does it go?")]
+    folder = export(student, tmp_path / "model")
+    assert prove_export(student, folder, clips, prompts) == 0.0
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: value.bfloat16() for name, value in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="differ by .* not usable"):
+        prove_export(student, folder, clips, prompts)
+    student.model.half()
+    half = export(student, tmp_path / "half")
+    assert prove_export(student, half, clips, prompts) < 0.1  # within its number type's rounding
+    (half / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelError, match="cannot be loaded with stock transformers"):
+        prove_export(student, half, clips, prompts)
 
 
 def test_stock_classes_load_and_run_the_folder(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 from enhancer.cli import app
 from enhancer.world import WorldSettings, load_truth, make_world
-from enhancer.world.measure import auc, localisation
+from enhancer.video.clip import Sampling, read_clip
+from enhancer.world.measure import auc, head_localisation, localisation
 from enhancer.world.static import SQUARES, static_samples
 from enhancer.world.text import END, TYPES, place
+from vdm_priors.extract import ExtractionSettings, extract_priors
 from vdm_priors.grid import TokenGrid, frame_spans
 from vdm_priors.prior import MotionPrior
 from vdm_priors.words import split_words
@@ -62,6 +65,27 @@ def test_static_questions_have_their_true_answer_among_the_options(world):
         if sample.question_type == "last square":
             thing = next(t for t in scene.things if t.name in sample.question)
             assert sample.options == SQUARES and sample.answer == place(scene, thing, END)
+
+
+def test_heads_are_measured_in_the_regime_of_the_priors(world, monkeypatch):
+    """One head of one layer: its map in head_localisation is the one that priors of these settings are the mean of."""
+    from tests.vdm_priors.tiny_teacher import tiny_teacher
+
+    teacher, truth = tiny_teacher(layers=1, heads=1), load_truth(world)
+    rows = [row for row in json.loads((world / "test.json").read_text()) if row["question_type"] in ("MR", "LM")][:2]
+    found = []
+    base = ExtractionSettings(steps=2, head_selection=False, token_selection=False, token_unit="word", reconstruction=False)
+    for changes in ({}, {"guidance": 1.0}, {"memory": False}, {"steps": 3}, {"harvest_at": "inversion"}):
+        settings = replace(base, **changes)
+        heads = head_localisation(teacher, rows, world, truth, settings)
+        for corner in ("t2v", "v2t"):
+            clips = [read_clip(world / row["video"], Sampling(frames=9)) for row in rows]
+            texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in rows]
+            priors = extract_priors(teacher, clips, texts, replace(settings, direction=corner))
+            said = localisation(priors, [row["video"] for row in rows], truth)["nouns"]["auc"]
+            assert heads[corner] == [[pytest.approx(said, abs=6e-4)]]
+        found.append((heads["t2v"], heads["v2t"]))
+    assert all(other != found[0] for other in found[1:])
 
 
 def test_the_command_measures_the_shipped_models(world, tmp_path):

@@ -1,8 +1,8 @@
 """Teachers: one file per family of video diffusion models, found by its name.
 
 A family file has `accepts(model_index) -> bool`, asked with the content of a diffusers folder's
-model_index.json, and `load(path_or_hub, dtype, device) -> Teacher`. Nothing outside it knows
-the family.
+model_index.json, `load(path_or_hub, dtype, device) -> Teacher`, and `trained_frames(path_or_hub)
+-> int`, which loads no weights. Nothing outside it knows the family.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vdm_priors.errors import ModelError
+from vdm_priors.fingerprint import hub_commit
 from vdm_priors.grid import TokenGrid
 
 INDEX_FILE = "model_index.json"
@@ -30,12 +31,13 @@ class Teacher(Protocol):
     """What extraction asks of a family. Legend: B clips, N frames, F latent frames, L text tokens.
 
     `transformer` has diffusers' attn_processors interface; `max_text_tokens` is L;
-    `alphas_cumprod` [T] and `final_alpha_cumprod` are the forward scheduler's own.
+    `trained_frames` is N of the clips it was trained on; `alphas_cumprod` [T] and `final_alpha_cumprod` are the forward scheduler's own.
     """
 
     folder: Path
     transformer: Any
     max_text_tokens: int
+    trained_frames: int
     alphas_cumprod: Tensor
     final_alpha_cumprod: float
 
@@ -68,17 +70,30 @@ def load_teacher(
     Reads safetensors and JSON only; never runs code of the folder. Raises ModelError for a
     missing or incomplete folder and for an unknown family, listing the known ones.
     """
+    return family_of(path_or_hub).load(path_or_hub, dtype=dtype, device=device)
+
+
+def family_of(path_or_hub: str | Path) -> ModuleType:
+    """The family file of a teacher, from its model_index.json alone. Raises ModelError as `load_teacher`."""
     index = _model_index(path_or_hub)
     known = []
     for family in _families():
         if family.accepts(index):
-            return family.load(path_or_hub, dtype=dtype, device=device)
+            return family
         known.append(family.__name__.rpartition(".")[2])
     raise ModelError(
         f"The teacher {path_or_hub} is a {index.get('_class_name')!r}, which no family file knows. "
         f"Known families: {', '.join(known)}. Choose a model of one of them, or add a file to "
         f"vdm_priors/families."
     )
+
+
+def trained_frames(path_or_hub: str | Path) -> int:
+    """How many frames a clip had that a teacher was trained on, from its configurations alone.
+
+    Raises ModelError as `load_teacher`, and where they do not say it.
+    """
+    return family_of(path_or_hub).trained_frames(path_or_hub)
 
 
 def _families() -> Iterator[ModuleType]:
@@ -106,8 +121,9 @@ def _model_index(path_or_hub: str | Path) -> dict[str, Any]:
         )
     from diffusers import DiffusionPipeline
 
+    commit = hub_commit(str(path_or_hub))
     try:
-        return dict(DiffusionPipeline.load_config(str(path_or_hub)))
+        return dict(DiffusionPipeline.load_config(str(path_or_hub), revision=commit))
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         raise ModelError(
             f"The teacher {path_or_hub} is no local folder and could not be found on the hub "

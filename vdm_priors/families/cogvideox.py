@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from diffusers.utils import logging as diffusers_logging
@@ -25,11 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from vdm_priors.errors import ClipError, ModelError
 from vdm_priors.families._cogvideox_attention import CogVideoXAttention, attention_processor
+from vdm_priors.fingerprint import fingerprint, hub_commit
 from vdm_priors.grid import WHOLE_FRAME, TokenGrid, frame_spans, merge_spans
 from vdm_priors.memory import Streams
-from vdm_priors.store import content_key, file_digest
-
-HASHED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
 def accepts(model_index: dict[str, Any]) -> bool:
@@ -46,7 +44,8 @@ def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device
             log.disable_progress_bar()
         folder = Path(source)
         if not folder.exists():
-            folder = Path(CogVideoXPipeline.download(source, use_safetensors=True))
+            commit = hub_commit(source)  # of which the keys of priors speak
+            folder = Path(CogVideoXPipeline.download(source, revision=commit, use_safetensors=True))
         pipeline = CogVideoXPipeline.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True
         )
@@ -61,6 +60,20 @@ def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device
     return CogVideoX(pipeline.to(device), folder)
 
 
+def trained_frames(path_or_hub: str | Path) -> int:
+    """Frames (pixel frames, not latents) of the clips it was trained on. Raises ModelError if that is not to be read."""
+    source = str(path_or_hub)
+    revision = None if Path(source).exists() else hub_commit(source)
+    try:
+        config = CogVideoXTransformer3DModel.load_config(source, subfolder="transformer", revision=revision)
+        return int(config["sample_frames"])
+    except Exception as error:  # a missing file or key, broken JSON, or one of the hub client's kinds
+        raise ModelError(
+            f"The teacher {source} does not say how many frames it was trained on: sample_frames in its "
+            f"transformer/config.json ({type(error).__name__}: {error}). Set teacher.sampling.frames."
+        ) from error
+
+
 class CogVideoX:
     """A frozen CogVideoX pipeline; implements vdm_priors.families.Teacher."""
 
@@ -72,6 +85,7 @@ class CogVideoX:
         self.transformer = pipeline.transformer.eval().requires_grad_(False)
         self.scheduler = pipeline.scheduler
         self.max_text_tokens: int = self.transformer.config.max_text_seq_length
+        self.trained_frames = int(self.transformer.config.sample_frames)
         self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod.double().cpu()
         self.final_alpha_cumprod = float(self.scheduler.final_alpha_cumprod)
         self._check_supported()
@@ -96,11 +110,8 @@ class CogVideoX:
         return self.transformer.device
 
     def fingerprint(self) -> str:
-        """Hash of every configuration, tokenizer and weight file of the folder."""
-        files = sorted({path for kind in HASHED_FILES for path in self.folder.rglob(kind)})
-        return content_key(
-            files={path.relative_to(self.folder).as_posix(): file_digest(path) for path in files}
-        )
+        """What tells this teacher from others: vdm_priors.fingerprint of its folder."""
+        return fingerprint(self.folder)
 
     # ---- scheduler ----------------------------------------------------------------------------
 
@@ -176,9 +187,16 @@ class CogVideoX:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents [B, F, C, h, w] -> pixels [B, 3, N, h·r, w·r] float32, about [-1, 1]."""
+        """Latents [B, F, C, h, w] -> pixels [B, 3, N, h·r, w·r] float32, about [-1, 1].
+
+        diffusers' decoder gives the first latent one frame only where their number is odd; an even
+        number is decoded with its last one again, whose frames are cut off.
+        """
         z = latents.transpose(1, 2) / self.vae.config.scaling_factor
-        return self.vae.decode(z.to(self.device, self.vae.dtype)).sample.float()
+        frames = (z.shape[2] - 1) * self._frames_per_latent + 1
+        if z.shape[2] % 2 == 0:
+            z = torch.cat([z, z[:, :, -1:]], dim=2)
+        return self.vae.decode(z.to(self.device, self.vae.dtype)).sample.float()[:, :, :frames]
 
     def token_grid(
         self,
