@@ -54,7 +54,7 @@ def is_evaluated(run: Path, arm: str, seed: int | None) -> bool:
 
 
 class StoredPriors:
-    """The priors of one source of a run, by sample: called, the prior; `key`, what it is stored under; None without one."""
+    """The priors of one source of a run, by sample: called, the prior; `key`, its key in the store; None without."""
 
     def __init__(self, run: Path, recipe: EnhanceRecipe, label: str) -> None:
         self._store = PriorStore(store_folder(run, recipe))
@@ -117,7 +117,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
 
 
 def _export_difference(student: Any, folder: Path, recipe: EnhanceRecipe, samples: list[Sample]) -> float:
-    """Largest difference of the exported student's logits from the trained one's, on the first samples that it can take.
+    """Largest difference of the exported student's logits from the trained one's, on the first samples it can take.
 
     Raises ModelError where it is more than rounding; the training's checkpoints, if it keeps any, are still there then.
     """

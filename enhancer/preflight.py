@@ -76,7 +76,8 @@ def _mean(numbers: list[int]) -> float:
 
 def _prior_bytes(recipe: EnhanceRecipe, models: Models, samples: list[Sample]) -> float:
     """At most what a prior's file takes: two bytes a word and cell, and its header."""
-    cells = models.geometry.cells(recipe.teacher) if models.geometry else (recipe.teacher.sampling.frames or FRAMES) * ROWS**2
+    guess = (recipe.teacher.sampling.frames or FRAMES) * ROWS**2
+    cells = models.geometry.cells(recipe.teacher) if models.geometry else guess
     words = [len(shared_text(sample, recipe.teacher.text).split()) for sample in samples[:TOKENIZED]]
     return 2 * cells * _mean(words) + HEADER
 
@@ -102,7 +103,8 @@ def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: 
     return shapes
 
 
-def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: dict, report: Preflight, offline: bool) -> int:
+def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: dict, report: Preflight,
+                    offline: bool) -> int:
     """The longest sample in tokens; 0 where the student's configuration cannot be read."""
     if name is None:
         return 0
@@ -171,30 +173,33 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, report: Preflig
 
 
 def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, report: Preflight) -> None:
-    """Adds up clips that are to be written, priors (bytes each) and exported students, and holds them against what is free."""
+    """Holds what is free against the clips to be written, the priors (bytes each) and the exported students."""
     place = _existing(Path(recipe.output))
     if not place.is_dir() or not os.access(place, os.W_OK):
-        report.faults.append(f"{recipe.output} cannot be written: {place} is {'read-only' if place.is_dir() else 'a file'}. Set `output` "
-                             f"to a folder that you may write to.")
+        fault = "read-only" if place.is_dir() else "a file"
+        report.faults.append(f"{recipe.output} cannot be written: {place} is {fault}. Set `output` to a folder that you may "
+                             f"write to.")
         return
     free = shutil.disk_usage(place).free
     needed = 0.0
     if clips:
-        report.lines.append(("disk for clips", f"about {clips / MB:,.1f} MB", "from the size of a few that were made to look"))
+        report.lines.append(("disk for clips", f"about {clips / MB:,.1f} MB", "from a few that were made to look at"))
         needed += clips
     if priors and _existing(Path(recipe.teacher.store or place)).stat().st_dev == place.stat().st_dev:
-        report.lines.append(("disk for priors", f"at most {priors / MB:,.1f} MB", "two bytes a word and cell, less where they are there"))
+        report.lines.append(("disk for priors", f"at most {priors / MB:,.1f} MB",
+                             "two bytes a word and cell, less where they are there"))
         needed += priors
     size = weights_bytes(models.student) if models.student else None
     if size is not None:
         students = len(recipe.arms) * len(recipe.seeds)
         checkpoints = 2 * 3 * size if recipe.training.save_every else 0
         kept = students * size + checkpoints * min(recipe.parallel_arms, students)
-        report.lines.append(("disk for students", f"about {kept / MB:,.0f} MB", f"{students} exports of {size / MB:,.0f} MB; "
-                             f"{free / MB:,.0f} MB free in {place}"))
+        report.lines.append(("disk for students", f"about {kept / MB:,.0f} MB",
+                             f"{students} exports of {size / MB:,.0f} MB; {free / MB:,.0f} MB free in {place}"))
         needed += kept
     if needed > free:
-        report.faults.append(f"{place} has {free / MB:,.0f} MB free, the run needs {needed / MB:,.0f} MB: free some or set `output`.")
+        report.faults.append(f"{place} has {free / MB:,.0f} MB free, the run needs {needed / MB:,.0f} MB: free some or "
+                             f"set `output`.")
 
 
 def _existing(path: Path) -> Path:
@@ -234,8 +239,9 @@ def validate(recipe: EnhanceRecipe, console: Console) -> bool:
         table.add_row("samples", f"{len(data.train)} to train on, {len(data.test)} to ask", str(root))
     else:
         world = recipe.world
-        console.print(f"The world is not made yet: the run will write {world.train_clips} training, {world.validation_clips} validation "
-                      f"and {world.test_clips} test clips to {root}. A few like them were made to look at.", markup=False, highlight=False)
+        console.print(f"The world is not made yet: the run will write {world.train_clips} training, "
+                      f"{world.validation_clips} validation and {world.test_clips} test clips to {root}. A few like them "
+                      f"were made to look at.", markup=False, highlight=False)
         with tempfile.TemporaryDirectory(prefix="enhancer-look-") as folder:
             few = dataclasses.replace(world, train_clips=min(world.train_clips, LOOKED_AT), validation_clips=0,
                                       test_clips=min(world.test_clips, LOOKED_AT))
@@ -256,6 +262,7 @@ def validate(recipe: EnhanceRecipe, console: Console) -> bool:
     if not report.faults:
         count = len(report.problems)
         left_out = f"; {count} sample{'s' if count > 1 else ''} would be left out" if count else ""
-        provided = f", provided that {' and '.join(report.unchecked)} can be had from the hub" if report.unchecked else ""
+        hub = " and ".join(report.unchecked)
+        provided = f", provided that {hub} can be had from the hub" if hub else ""
         console.print(f"✓ the recipe is valid and the run can start{provided}{left_out}", style="green", markup=False)
     return not report.faults

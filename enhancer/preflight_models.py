@@ -52,15 +52,17 @@ def resolve_models(recipe: EnhanceRecipe, report: Any, uses_teacher: bool) -> Mo
     A teacher that no arm takes priors from only warns.
     """
     models = Models(_resolved(student_path, recipe.student.model, STUDENT_WEIGHTS, report.faults),
-                    _resolved(teacher_path, recipe.teacher.model, TEACHER_WEIGHTS, report.faults if uses_teacher else report.warnings))
+                    _resolved(teacher_path, recipe.teacher.model, TEACHER_WEIGHTS,
+                              report.faults if uses_teacher else report.warnings))
     for role, name in (("student", models.student), ("teacher", models.teacher)):
         if name is not None and not Path(name).is_dir() and (role == "student" or uses_teacher):
             if role == "teacher" and "/" not in name:
-                report.faults.append(f"There is no teacher folder {name}, and that is no hub name like owner/model. Check the path.")
+                report.faults.append(f"There is no teacher folder {name}, and that is no hub name like owner/model. "
+                                     f"Check the path.")
                 continue
             report.unchecked.append(name)
-            report.warnings.append(f"{role}.model: {name} is a hub name, which cannot be checked offline: unless it is in the "
-                                   f"local cache already, the run begins with its download")
+            report.warnings.append(f"{role}.model: {name} is a hub name, which cannot be checked offline: unless it is in "
+                                   f"the local cache already, the run begins with its download")
     if uses_teacher and models.teacher is not None and Path(models.teacher).is_dir():
         try:
             models.geometry = teacher_geometry(Path(models.teacher))
@@ -106,30 +108,30 @@ def _config(path: Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"The teacher's {path} cannot be read ({error}): copy or download the folder whole.") from error
+        raise ModelError(f"The teacher's {path} cannot be read ({error}): copy the folder whole.") from error
 
 
 def check_teacher_settings(settings: TeacherSettings, geometry: Geometry | None, report: Any) -> None:
     """Faults for a number of frames or a frame size that the teacher would refuse."""
     if settings.sampling.frames is None:  # a local teacher's own number was filled in before, if it has one
-        report.faults.append("teacher.sampling.frames is null, but the teacher's configurations do not say how many frames it was "
-                             "trained on: set it.")
+        report.faults.append("teacher.sampling.frames is null, but the teacher's configurations do not say how many "
+                             "frames it was trained on: set it.")
     elif geometry is None:
-        report.warnings.append("the teacher's configurations do not say which clips it takes: teacher.sampling.frames and "
-                               "teacher.size are not checked")
+        report.warnings.append("the teacher's configurations do not say which clips it takes: teacher.sampling.frames "
+                               "and teacher.size are not checked")
     if settings.sampling.frames is None or geometry is None:
         return
     frames, r = settings.sampling.frames, geometry.joined
     if settings.sampling.fps is not None:
-        report.warnings.append(f"teacher.sampling.fps: how many frames are taken depends on the clip, and a clip whose number is not "
-                               f"{r}k+1 has no prior; null takes teacher.sampling.frames of each")
+        report.warnings.append(f"teacher.sampling.fps: how many frames are taken depends on the clip, and a clip whose "
+                               f"number is not {r}k+1 has no prior; null takes teacher.sampling.frames of each")
     elif (frames - 1) % r:
         lower = max(frames - 1, 1) // r * r + 1
         report.faults.append(f"teacher.sampling.frames is {frames}, but the teacher takes clips of {r}k+1 frames: set "
                              + (f"{lower} or {lower + r}." if lower > 1 else f"{lower + r}."))
     if settings.size and any(side < geometry.cell or side % geometry.cell for side in settings.size):
-        report.faults.append(f"teacher.size is {settings.size}, but the teacher takes heights and widths that are multiples of "
-                             f"{geometry.cell} pixels; it was trained on [{geometry.rows * geometry.cell}, "
+        report.faults.append(f"teacher.size is {settings.size}, but the teacher takes heights and widths that are multiples "
+                             f"of {geometry.cell} pixels; it was trained on [{geometry.rows * geometry.cell}, "
                              f"{geometry.columns * geometry.cell}].")
 
 
@@ -143,7 +145,8 @@ def light_student(name: str) -> tuple[Any, int]:
         config = AutoConfig.from_pretrained(name)
         families = known_families()
         if config.model_type not in families:
-            raise ModelError(f"The student {name} is of the family {config.model_type!r}; known: {', '.join(families)}.")
+            raise ModelError(f"The student {name} is of the family {config.model_type!r}; known: "
+                             f"{', '.join(families)}.")
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):

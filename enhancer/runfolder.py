@@ -112,10 +112,11 @@ class RunFolder:
                             f"Give this run another `name`, or start it over with --fresh (its priors are kept).")
 
     def take_inputs(self, hashes: dict[str, str], named: dict[str, str]) -> None:
-        """Records what the run is made from: hashes of `student`, `teacher`, `train` and `test`; `named` says what each is.
+        """Records what the run is made from.
 
-        Raises OtherInputs where results in the folder were made from another one, and leaves the folder's record as it was.
-        An input that nothing was made from yet may change.
+        hashes: of `student`, `teacher`, `train` and `test`; named: what each is called in an error. Raises OtherInputs
+        where results in the folder were made from other content, and leaves recipe.yaml and run.json as they were. An
+        input that nothing was made from yet may change.
         """
         before = self.record["hashes"]
         changed = [name for name, value in hashes.items() if name in before and before[name] != value
@@ -124,9 +125,9 @@ class RunFolder:
             for name, text in self._before.items():
                 write_text(self.folder / name, text)
             listed = "\n".join(f"  - {named[name]}: {before[name][:12]} -> {hashes[name][:12]}" for name in changed)
-            raise OtherInputs(f"{self.folder} holds results that were made from other content of:\n{listed}\nContinuing would mix "
-                              f"the two in one table. Put back what was there, give this run another `name` or `output`, or start "
-                              f"it over with --fresh (its priors are kept).")
+            raise OtherInputs(f"{self.folder} holds results that were made from other content of:\n{listed}\n"
+                              f"Continuing would mix the two in one table. Put back what was there, give this run "
+                              f"another `name` or `output`, or start it over with --fresh (its priors are kept).")
         before.update(hashes)
 
     # ---- the record ------------------------------------------------------------------------

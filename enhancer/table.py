@@ -120,8 +120,8 @@ def recovered_share(control: dict, vdm: dict, oracle: dict, seed: int) -> dict:
 def _notes(table: dict, recipe: Any, base: list[dict], control: str | None) -> list[str]:
     several = len(recipe.seeds) > 1
     notes = [
-        f"Intervals are 95%. Those of trained students and of differences are over the {len(recipe.seeds)} training seeds (Student's "
-        f"t; the same questions are asked of all); that of {BASE}, which is not trained, is over questions (Wilson)."
+        f"Intervals are 95%. Those of trained students and of differences are over the {len(recipe.seeds)} training "
+        f"seeds (Student's t; the same questions are asked of all); that of {BASE}, which is not trained, is over questions (Wilson)."
         if several else
         "Intervals are 95% and over questions (Wilson; paired bootstrap for differences). There is one training seed, so how "
         "much another seed would change a number is not in them."]

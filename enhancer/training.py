@@ -57,7 +57,7 @@ class TrainSettings:
     steps: int = option(400, "optimizer steps", min=1)
     batch_size: int = option(32, "samples a forward; memory grows with it", min=1, max=4096)
     accumulate: int = option(1, "forwards a step: batch_size × accumulate samples, with the memory of batch_size", min=1, max=4096)
-    # the paper's rates, for models of billions of parameters; the shipped student takes about 100 times these (recipes/quickstart.yaml)
+    # the paper's rates, for models of billions of parameters; the shipped student takes 100 times these (quickstart.yaml)
     learning_rate_llm: float = option(1e-5, "peak learning rate of the language model (and the aligner); 0 freezes it; "
                                             "1e-5 suits large models, 1e-3 the shipped one", min=0, max=1)
     learning_rate_merger: float = option(1e-5, "peak learning rate of the vision-to-language merger; 0 freezes it; "
@@ -214,7 +214,7 @@ def _layers(layers: Sequence[int] | None, student: Any) -> list[int] | None:
 
 def _identity(settings: TrainSettings, samples: Sequence[Sample], sampling: Sampling, seed: int, model: Any,
               priors: Callable | None) -> str:
-    """Digest [32 hex digits] of everything that determines the trained weights, to tell a checkpoint of another training.
+    """Digest [32 hex digits] of everything that determines the trained weights, to tell another training's checkpoint.
 
     model: with its starting weights, which are read whole; priors: what the samples are aligned to, None for λ = 0.
     """
@@ -228,7 +228,7 @@ def _identity(settings: TrainSettings, samples: Sequence[Sample], sampling: Samp
 
 
 def weights_digest(model: Any) -> str:
-    """SHA-256 (hex) over the bytes of a torch module's parameters and saved buffers, one tensor in main memory at a time."""
+    """SHA-256 (hex) over a torch module's parameters and saved buffers, one tensor in main memory at a time."""
     import torch
 
     digest = hashlib.sha256()
@@ -262,8 +262,8 @@ def _checkpoint_to_resume(folder: Path, identity: str, resume: bool) -> Path | N
     newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
     if json.loads((newest / MARKER).read_text(encoding="utf-8"))["identity"] != identity:
         raise UserError(
-            f"{newest}: is a checkpoint of a training with other settings, samples, priors, seed or starting weights. Choose another "
-            "output folder, or set training.resume to false to start over."
+            f"{newest}: is a checkpoint of a training with other settings, samples, priors, seed or starting weights. "
+            "Choose another output folder, or set training.resume to false to start over."
         )
     return newest
 

@@ -119,11 +119,12 @@ def _verified(arm: Path, exported: Path) -> tuple[int, float]:
     try:
         stock.processor = AutoProcessor.from_pretrained(exported)
     except (OSError, ValueError) as error:
-        raise ModelError(f"The processor exported to {exported} cannot be loaded with stock transformers: {error}") from error
+        raise ModelError(f"The processor exported to {exported} cannot be loaded with stock transformers: {error} "
+                         f"Free disk space and export it again.") from error
     ours, theirs = (each.encode([clip], [prompt]).inputs for each in (student, stock))
     differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     if differing:
-        raise ModelError(f"The processor exported to {exported} prepares a clip otherwise than the arm's ({', '.join(differing)}): "
-                         f"the copy is not usable; compare the two folders.")
+        raise ModelError(f"The processor exported to {exported} prepares a clip otherwise than the arm's "
+                         f"({', '.join(differing)}): the copy is not usable; compare the two folders.")
     difference = prove_export(student, exported, [clip], [prompt])
     return sum(parameter.numel() for parameter in student.model.parameters()), difference

@@ -51,7 +51,7 @@ class ShuffledSource:
         return content_key(source=self.name, rule=RULE, own=self._base.key(sample), donor=self._donor(sample)[1])
 
     def _donor(self, sample: Sample) -> tuple[Sample, str]:
-        """The sample whose maps are taken, and its base key: of another clip, of the same question type if there is one.
+        """The sample whose maps are taken, and its base key: of another clip, of the same question type if one is.
 
         Of a clip's several samples the one of the same turn gives, or else the next of them that has a prior.
         """
@@ -107,8 +107,8 @@ def exchanged(own: MotionPrior, donor: MotionPrior, provenance: dict) -> MotionP
         maps = F.interpolate(maps[None], size=own.maps.shape[1:], mode="trilinear")[0]
         maps = maps * (mass / maps.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny))
     rows = rows_by_role(own.words, donor.words)
-    return MotionPrior(text=own.text, words=own.words, maps=maps[rows] * own.grid.valid, grid=own.grid, weight=own.weight,
-                       provenance={**provenance, "rows_of": [donor.words[row].text for row in rows]})
+    return MotionPrior(text=own.text, words=own.words, maps=maps[rows] * own.grid.valid, grid=own.grid,
+                       weight=own.weight, provenance={**provenance, "rows_of": [donor.words[row].text for row in rows]})
 
 
 def rows_by_role(own: list[Word], donor: list[Word]) -> list[int]:

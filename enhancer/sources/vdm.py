@@ -28,7 +28,7 @@ class VdmSource:
         self._teacher = None
 
     def key(self, sample: Sample) -> str:
-        """Hash of the video's content, its sampling, the text, the teacher (model and revision) and the effective settings."""
+        """Hash of the video, its sampling, the text, the teacher (model and revision) and the settings that count."""
         context = self._context
         return content_key(source=self.name, video=file_digest(sample.video), sampling=dataclasses.asdict(context.sampling),
                            text=shared_text(sample, context.text), size=context.size, dtype=context.dtype,

@@ -2,13 +2,14 @@
 
     python tests/benchmarks/bench_harvest.py            (or: make bench)
 
-The transformer is of diffusers' real class, small and random: 2 layers, 4 heads of 32. Each way runs in a process of its
-own, one after the other in turn. Seconds: the quickest forward of each process after a first one, and their median over
+The transformer is of diffusers' real class, small and random: 2 layers, 4 heads of 32. Each way runs in a process of
+its own, one after the other in turn. Seconds: the quickest forward of each process after a first one, and their median over
 the processes. Peak memory: how much the process's largest resident set grows from just before the first forward to the
 end (RSS, so with what the allocator keeps), with outputs and harvested rows alive.
 
-Prints a line a size and way (the sums of what was kept show that both ways keep the same), then for each other way one JSON line {"name", "ours", "other", "ratio", "unit", "n",
-"machine"}, ratio = ours/other, which are appended to benchmarks.jsonl as well.
+Prints a line a size and way (the sums of what was kept show that both ways keep the same), then for each other way
+JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}, ratio = ours/other, which are appended to
+benchmarks.jsonl as well.
 
 Legend: b batch, h heads, s tokens (text first, then vision), d head width, T text tokens.
 """
@@ -33,10 +34,10 @@ from torch import Tensor
 from vdm_priors.families._cogvideox_attention import attention_processor
 from vdm_priors.harvest import HarvestRequest, harvest
 
-SIZES = {2016: (7, 36, 32), 4032: (14, 36, 32)}  # vision tokens: latent frames, latent rows, latent columns; patches are 2 × 2
+SIZES = {2016: (7, 36, 32), 4032: (14, 36, 32)}  # vision tokens: latent frames, rows, columns; patches are 2 × 2
 TEXT, HEADS, WIDTH, LAYERS, ROWS = 64, 4, 32, 2, 512
 WAYS = ("plain", "harvest", "naive")
-TURNS, FORWARDS = 3, 3
+TURNS, FORWARDS = 3, 2
 OUT = Path("benchmarks.jsonl")
 
 
@@ -49,11 +50,13 @@ class NaiveAttention:
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
         text = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        q, k, v = (part(joint).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in (attn.to_q, attn.to_k, attn.to_v))
+        parts = (attn.to_q, attn.to_k, attn.to_v)
+        q, k, v = (part(joint).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for part in parts)
         q, k = attn.norm_q(q), attn.norm_k(k)
         q, k = (torch.cat([x[:, :, :text], apply_rotary_emb(x[:, :, text:], image_rotary_emb)], dim=2) for x in (q, k))
         p_bhss = (q @ k.transpose(2, 3) * WIDTH**-0.5).softmax(dim=-1)
-        self.kept.append((p_bhss[:, :, :text, text:].clone(), p_bhss[:, :, text + chosen_rows(p_bhss.shape[2] - text), text:]))
+        rows = text + chosen_rows(p_bhss.shape[2] - text)
+        self.kept.append((p_bhss[:, :, :text, text:].clone(), p_bhss[:, :, rows, text:]))
         out = (p_bhss @ v).transpose(1, 2).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
@@ -69,13 +72,13 @@ def measure(way: str, vision: int) -> dict:
     torch.manual_seed(0)
     frames, rows, columns = SIZES[vision]
     transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=HEADS, attention_head_dim=WIDTH, in_channels=4, out_channels=4, time_embed_dim=32, text_embed_dim=32,
-        num_layers=LAYERS, sample_width=columns, sample_height=rows, sample_frames=4 * frames - 3, max_text_seq_length=TEXT,
-        use_rotary_positional_embeddings=True).eval()
+        num_attention_heads=HEADS, attention_head_dim=WIDTH, in_channels=4, out_channels=4, time_embed_dim=32,
+        text_embed_dim=32, num_layers=LAYERS, sample_width=columns, sample_height=rows, sample_frames=4 * frames - 3,
+        max_text_seq_length=TEXT, use_rotary_positional_embeddings=True).eval()
     grid = (rows // 2, columns // 2)
     rotary = get_3d_rotary_pos_embed(WIDTH, ((0, 0), grid), grid, frames)
-    inputs = dict(hidden_states=torch.randn(1, frames, 4, rows, columns), encoder_hidden_states=torch.randn(1, TEXT, 32),
-                  timestep=torch.tensor([500]), image_rotary_emb=rotary, return_dict=False)
+    inputs = dict(hidden_states=torch.randn(1, frames, 4, rows, columns),
+                  encoder_hidden_states=torch.randn(1, TEXT, 32), timestep=torch.tensor([500]), image_rotary_emb=rotary, return_dict=False)
     teacher = SimpleNamespace(transformer=transformer, attention_processor=attention_processor)
     seconds, kept = [], None
     before = peak_mb()
@@ -97,7 +100,8 @@ def measure(way: str, vision: int) -> dict:
                 out = transformer(**inputs)[0]
             seconds.append(time.perf_counter() - start)
     return {"seconds": min(seconds[1:]), "mb": peak_mb() - before, "tokens": TEXT + frames * grid[0] * grid[1],
-            "sums": [round(float(x.double().sum()), 3) for x in kept or ()], "out": round(float(out.double().abs().sum()), 3)}
+            "sums": [round(float(x.double().sum()), 3) for x in kept or ()],
+            "out": round(float(out.double().abs().sum()), 3)}
 
 
 def peak_mb() -> float:
@@ -118,11 +122,14 @@ def main() -> None:
         for _ in range(TURNS):
             for way in WAYS:
                 found[way].append(measured_apart(way, vision))
-        median = {way: {unit: statistics.median(one[unit] for one in all_of) for unit in ("seconds", "mb")} for way, all_of in found.items()}
+        median = {way: {unit: statistics.median(one[unit] for one in all_of) for unit in ("seconds", "mb")}
+                  for way, all_of in found.items()}
         for way in WAYS:
             times = median[way]["seconds"] / median["plain"]["seconds"]
-            print(f"{vision} vision + {TEXT} text tokens, {way:8s} {median[way]['seconds']:.3f} s a forward ({times:.2f} × plain), "
-                  f"peak memory + {median[way]['mb']:.0f} MB; kept rows sum to {found[way][0]['sums']}, |output| {found[way][0]['out']}")
+            one = found[way][0]
+            print(f"{vision} vision + {TEXT} text tokens, {way:8s} {median[way]['seconds']:.3f} s a forward "
+                  f"({times:.2f} × plain), peak memory + {median[way]['mb']:.0f} MB; kept rows sum to {one['sums']}, "
+                  f"|output| {one['out']}")
         for other in ("plain", "naive"):
             for unit in ("seconds", "mb"):
                 ours, theirs = median["harvest"][unit], median[other][unit]

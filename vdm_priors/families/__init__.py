@@ -31,7 +31,8 @@ class Teacher(Protocol):
     """What extraction asks of a family. Legend: B clips, N frames, F latent frames, L text tokens.
 
     `transformer` has diffusers' attn_processors interface; `max_text_tokens` is L;
-    `trained_frames` is N of the clips it was trained on; `alphas_cumprod` [T] and `final_alpha_cumprod` are the forward scheduler's own.
+    `trained_frames` is N of the clips it was trained on; `alphas_cumprod` [T] and
+    `final_alpha_cumprod` are the forward scheduler's own.
     """
 
     folder: Path
