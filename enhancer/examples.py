@@ -115,7 +115,9 @@ def _from_teacher(teacher: Any, recipe: EnhanceRecipe, sample: Sample) -> _Examp
     settings = dataclasses.replace(recipe.teacher.extraction, reconstruction=True)  # the report shows it
     text = shared_text(sample, recipe.teacher.text)
     kept = extract_priors(teacher, [clip], [text], settings, keep=True, size=size)[0]
-    tensors = {"frames": kept.frames, "inverted": kept.inverted, "prior/vdm": kept.prior.maps}
+    tensors = {"frames": kept.frames, "prior/vdm": kept.prior.maps}
+    if kept.inverted is not None:
+        tensors["inverted"] = kept.inverted
     if kept.reconstruction is not None:
         tensors["reconstruction"] = kept.reconstruction
     return _Example(sample, kept.prior, "vdm", tensors, clip.times, {"prior": kept.prior.grid.to_dict()})

@@ -20,7 +20,7 @@ from vdm_priors.errors import ClipError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
 from vdm_priors.heads import sample_rows
-from vdm_priors.inversion import InversionTrajectory, invert, reconstruct
+from vdm_priors.inversion import InversionTrajectory, invert, probe, reconstruct
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, choose_heads, choose_words, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings
@@ -53,7 +53,7 @@ class ExtractionArtifacts:
 
     prior: MotionPrior
     frames: Tensor
-    inverted: Tensor
+    inverted: Tensor | None
     reconstruction: Tensor | None
 
 
@@ -110,7 +110,7 @@ def extract_priors(
         prior = MotionPrior(
             text=read[index].text,
             words=words,
-            maps=maps,
+            maps=maps * _frame_weights(grids[index], settings),
             grid=grids[index],
             weight=torch.ones(len(words)),
             provenance={
@@ -127,13 +127,24 @@ def extract_priors(
             ExtractionArtifacts(
                 prior,
                 frames=_to_frames(pixels[index]),
-                inverted=trajectory.noise[index].cpu(),
+                inverted=None if trajectory is None else trajectory.noise[index].cpu(),
                 reconstruction=None if decoded is None else decoded[index],
             )
             if keep
             else prior
         )
     return results
+
+
+def _frame_weights(grid: TokenGrid, settings: ExtractionSettings) -> Tensor | float:
+    """Factors [F, 1, 1] of mean 1 that make a token's attention the mass of its cell (our decision; METHOD is silent).
+
+    `regrid` carries mass. Without the factors a third of a 9-frame clip's mass would lie in its first frame.
+    """
+    if settings.frame_weight == "token":
+        return 1.0
+    seconds = grid.spans.diff(dim=1)[:, 0].float()
+    return (seconds / seconds.mean())[:, None, None]
 
 
 # ---- the teacher's forwards --------------------------------------------------------------------
@@ -146,10 +157,10 @@ def run_teacher(
     request: HarvestRequest,
     settings: ExtractionSettings,
     on_step: Callable[[str, int, int], None] | None = None,
-) -> tuple[Harvest, InversionTrajectory, Tensor | None]:
-    """Invert latents [B, F, C, h, w] and denoise them under texts [B, L, D]; harvest in one of the two.
+) -> tuple[Harvest, InversionTrajectory | None, Tensor | None]:
+    """Invert latents [B, F, C, h, w] and denoise them under texts [B, L, D]; harvest in one of the two, or with fresh noise.
 
-    Returns the harvest, the way to noise, and the denoised latents, None if nothing was denoised.
+    Returns the harvest, the way to noise (None if nothing was inverted), and the denoised latents (None if none were).
     """
 
     def told(phase: str) -> Callable[[int, int, Tensor], None] | None:
@@ -171,6 +182,13 @@ def run_teacher(
         with harvest(teacher, request) as harvested:
             rebuilt = denoise(trajectory)
         return harvested, trajectory, rebuilt
+    if settings.harvest_at == "noise":
+        with harvest(teacher, request) as harvested:
+            probe(teacher, latents, embeds, settings.steps, settings.noise_ceiling, settings.seed, told("noise"))
+        if not settings.reconstruction:
+            return harvested, None, None
+        trajectory = invert(teacher, latents, empty, settings.steps, told("inversion"))
+        return harvested, trajectory, denoise(trajectory)
     # the rows of a text exist only where the network reads it
     with harvest(teacher, request) as harvested:
         trajectory = invert(teacher, latents, embeds, settings.steps, told("inversion"))

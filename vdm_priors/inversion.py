@@ -1,4 +1,4 @@
-"""DDIM inversion of a clip to noise, and its reconstruction from that noise (v-prediction).
+"""DDIM inversion of a clip to noise, its reconstruction from that noise (v-prediction), and probing with fresh noise.
 
 Equations: TEACHER.md, "DDIM inversion on CogVideoX"; DDIM (arXiv 2010.02502), eq. 12. Every ᾱ
 is the forward scheduler's own: diffusers' DDIMInverseScheduler drops `snr_shift_scale`. The
@@ -71,6 +71,29 @@ def invert(
         if on_step is not None:
             on_step(step, t, x)
     return InversionTrajectory(trajectory, timesteps, embeds)
+
+
+@torch.no_grad()
+def probe(
+    teacher: Any, latents: Tensor, embeds: Tensor, steps: int = 5, ceiling: float = 0.5, seed: int = 0,
+    on_step: OnStep | None = None,
+) -> None:
+    """Call the network on the clip with fresh noise, for its attention alone: no inversion, nothing is denoised.
+
+    x = √ᾱ_t·x0 + √(1−ᾱ_t)·ε at `steps` timesteps, evenly spaced below `ceiling` of the schedule (the middles of equal
+    parts). ε depends on `seed` and the step, not on the clip or its batch. A trial found low noise to localise best.
+    """
+    _check_batch(latents, embeds)
+    total = len(teacher.alphas_cumprod)
+    for step in range(steps):
+        t = min(int(total * ceiling * (step + 0.5) / steps), total - 1)
+        generator = torch.Generator().manual_seed(seed * 1000 + step)
+        noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)
+        level = float(teacher.alphas_cumprod[t])
+        x = sqrt(level) * latents.float() + sqrt(1 - level) * noise
+        _predict(teacher, x, t, embeds, f"Noise probe {step + 1} of {steps} (t={t})")
+        if on_step is not None:
+            on_step(step, t, x)
 
 
 @torch.no_grad()

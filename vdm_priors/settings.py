@@ -27,17 +27,21 @@ def _option(
     return field(default=default, metadata=limits)
 
 
+FRAME_WEIGHTS = ("span", "token")
+
+
 @dataclass
 class ExtractionSettings:
     """Defaults are the paper's where it says (METHOD.md, table of open points).
 
     Some keys decide nothing beside others. `effective` leaves those out, so that they neither
     change a prior's key in a store nor stand in its provenance:
-    guidance, memory             with harvest_at inversion and reconstruction off: nothing is denoised
-    memory_columns               with harvest_at inversion, or memory off: no reference is looked at
+    guidance, memory             with harvest_at inversion or noise, and reconstruction off: nothing is denoised
+    memory_columns               with harvest_at inversion or noise, or memory off: no reference is looked at
     guidance of 1 and less       all the same: no guidance pass
     rows, head_ratio, mask_*     with head_selection off
-    seed                         with head_selection off, or rows all: nothing is drawn
+    noise_ceiling                without harvest_at noise
+    seed                         with head_selection off, or rows all, and no harvest_at noise: nothing is drawn
     token_ratio                  with token_selection off
     reconstruction never changes maps, but whether the prior's provenance has its PSNR. So it is
     part of the key: a prior without the figure is not reused where the figure is asked for.
@@ -51,9 +55,12 @@ class ExtractionSettings:
         choices=MEMORY_COLUMNS,
     )
     harvest_at: str = _option(
-        "denoise", "harvest while denoising, or already while inverting (5 times cheaper)",
-        choices=("denoise", "inversion"),
+        "denoise", "harvest while denoising (the paper's), already while inverting (a quarter of the cost), or on the clip "
+        "with fresh noise (noise: as cheap, and where a small teacher localises best)",
+        choices=("denoise", "inversion", "noise"),
     )
+    noise_ceiling: float = _option(
+        0.5, "with harvest_at noise: the `steps` probes lie evenly below this share of the noise schedule", min=0.001, max=1)
     direction: str = _option(
         "t2v", "text rows over vision (the paper's), vision rows over text, or both",
         choices=DIRECTIONS,
@@ -74,6 +81,11 @@ class ExtractionSettings:
         "token", "score tokens and keep the words of the best (the paper's), or score words",
         choices=("token", "word"),
     )
+    frame_weight: str = _option(
+        "span", "what attention to a latent frame is worth: span counts it for the seconds the frame stands for "
+        "(a causal VAE's first one stands for one frame, the others for four), token counts all latent frames alike",
+        choices=FRAME_WEIGHTS,
+    )
     mask_radius: int = _option(1, "cells around a place that count as the same place", min=0, max=1000)
     mask_own_frame: bool = _option(True, "the motion mask includes the query's own frame")
     reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
@@ -84,13 +96,15 @@ class ExtractionSettings:
         used = asdict(self)
         used["guidance"] = max(float(self.guidance), 1.0)
         inert = []
-        if self.harvest_at == "inversion":
+        if self.harvest_at != "noise":
+            inert += ["noise_ceiling"]
+        if self.harvest_at != "denoise":
             inert += ["memory_columns"] if self.reconstruction else ["memory_columns", "memory", "guidance"]
         elif not self.memory:
             inert += ["memory_columns"]
         if not self.head_selection:
-            inert += ["rows", "head_ratio", "mask_radius", "mask_own_frame", "seed"]
-        elif self.rows == "all":
+            inert += ["rows", "head_ratio", "mask_radius", "mask_own_frame"]
+        if self.harvest_at != "noise" and (not self.head_selection or self.rows == "all"):
             inert += ["seed"]
         if not self.token_selection:
             inert += ["token_ratio"]

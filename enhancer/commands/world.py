@@ -79,19 +79,21 @@ def measure(folder: Path, teacher: str | None, student: str | None, clips: int, 
 
 
 def _print_teacher(report: dict, console: Console) -> None:
+    from enhancer.world.measure import HARVESTS
+
     console.print(f"{report['clips']} test clips: VAE {report['vae_psnr_db']} dB, inversion and reconstruction "
                   f"{report['reconstruction_psnr_db']} dB", markup=False)
-    table = rich.table.Table(title="Does the attention find the named thing? AUC against its mask, chance 50",
+    table = rich.table.Table(title="Does the attention find the named thing? AUC against its mask, chance 50; best head: (layer.head)",
                              title_justify="left")
-    for column in ("map", "mean of heads", "best head", "prior, nouns", "prior, motion words"):
-        table.add_column(column, justify="left" if column == "map" else "right")
-    for corner, name in (("t2v", "text rows over the video (t2v)"), ("v2t", "video rows over the text (v2t)")):
-        heads = [value for layer in report["heads"][corner] for value in layer]
-        best = max(heads)
-        layer, head = divmod(heads.index(best), len(report["heads"][corner][0]))
-        prior = report[f"prior_{corner}"]
-        table.add_row(name, f"{100 * sum(heads) / len(heads):.1f}", f"{100 * best:.1f} (layer {layer}, head {head})",
-                      *(f"{100 * prior[kind]['auc']:.1f}" if prior[kind]["auc"] is not None else "" for kind in ("nouns", "motion")))
+    for column in ("map", "harvested at", "mean of heads", "best head", "prior: nouns", "motion words"):
+        table.add_column(column, justify="left" if column in ("map", "harvested at") else "right")
+    for corner in ("t2v", "v2t"):
+        for at in HARVESTS:
+            layers, prior = report[f"heads_{at}"][corner], report[f"prior_{corner}_{at}"]
+            heads = [value for layer in layers for value in layer]
+            layer, head = divmod(heads.index(max(heads)), len(layers[0]))
+            table.add_row(corner, at, f"{100 * sum(heads) / len(heads):.1f}", f"{100 * max(heads):.1f} ({layer}.{head})",
+                          *(f"{100 * prior[kind]['auc']:.1f}" if prior[kind]["auc"] is not None else "" for kind in ("nouns", "motion")))
     console.print(table)
 
 

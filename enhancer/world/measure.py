@@ -22,11 +22,13 @@ from enhancer.video.clip import FrameCache, Sampling, read_clip
 from enhancer.world.static import static_samples
 from enhancer.world.truth import WorldTruth
 from vdm_priors.extract import ExtractionSettings, extract_priors, run_teacher
+from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import HarvestRequest
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import read_text
 from vdm_priors.words import Word
 
+HARVESTS = ("denoise", "inversion", "noise")
 COVERED = 0.25  # a cell is the thing's if its evidence is at least this share of the clip's largest
 
 
@@ -42,9 +44,10 @@ def auc(scores: torch.Tensor, positive: torch.Tensor) -> float:
     return float((below + 0.5 * ties).sum() / (len(wins) * len(losses)))
 
 
-def covered(evidence: torch.Tensor) -> torch.Tensor:
-    """Bool mask of the cells that evidence [F, H, W] covers."""
-    return evidence >= COVERED * evidence.max().clamp_min(1e-12)
+def covered(evidence: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
+    """Bool mask of the cells that evidence (mass [F, H, W]) covers; a cell of a shorter span needs less mass."""
+    density = evidence / grid.volumes.to(evidence)
+    return density >= COVERED * density.max().clamp_min(1e-12)
 
 
 def localisation(priors: Sequence[MotionPrior], videos: Sequence[str], truth: WorldTruth) -> dict[str, dict]:
@@ -55,7 +58,8 @@ def localisation(priors: Sequence[MotionPrior], videos: Sequence[str], truth: Wo
         for word, scores, true in zip(prior.words, prior.maps, evidence, strict=True):
             mention = _mention(truth, video, prior.text, word)
             if mention is not None and mention.thing >= 0:
-                found["motion" if mention.moving else "nouns"].append(auc(scores, covered(true)))
+                found["motion" if mention.moving else "nouns"].append(
+                    auc(scores / prior.grid.volumes.to(scores), covered(true, prior.grid)))
     return {kind: {"auc": float(np.nanmean(v)) if v else None, "n": len(v)} for kind, v in found.items()}
 
 
@@ -94,7 +98,8 @@ def head_localisation(teacher, rows: list[dict], root: Path, truth: WorldTruth,
                 if mention is None or mention.thing < 0 or mention.moving or not tokens:
                     continue
                 maps = getattr(harvested, corner)[n][:, tokens].mean(dim=1)  # [layer and head, S]
-                per_clip.append([auc(scores, covered(true)) for scores in maps])
+                positive = covered(true, grids[n])
+                per_clip.append([auc(scores, positive) for scores in maps])
         result[corner] = np.nanmean(per_clip, axis=0).reshape(layers, -1).round(3).tolist()
     return result
 
@@ -115,21 +120,25 @@ def teacher_report(teacher, world: Path, truth: WorldTruth, count: int = 48, set
     rows = [row for row in json.loads((world / "test.json").read_text(encoding="utf-8"))
             if row["question_type"] in ("MR", "LM", "AO", "RC")][:count]
     settings = settings or ExtractionSettings(token_selection=False)
-    report = {**teacher_quality(teacher, rows, world), "heads": head_localisation(teacher, rows, world, truth, settings)}
-    for direction in ("t2v", "v2t"):
+    report = {**teacher_quality(teacher, rows, world)}
+    for at in HARVESTS:
+        report[f"heads_{at}"] = head_localisation(teacher, rows, world, truth, replace(settings, harvest_at=at))
+    ways = [(direction, at) for direction in ("t2v", "v2t") for at in HARVESTS]
+    for number, (direction, at) in enumerate(ways):
         priors = []
         for start in range(0, len(rows), 16):
             if progress:
-                progress(("t2v", "v2t").index(direction) * len(rows) + start, 2 * len(rows), f"priors, {direction}")
+                progress(number * len(rows) + start, len(ways) * len(rows), f"priors, {direction}, {at}")
             part = rows[start : start + 16]
             clips = [read_clip(world / row["video"], Sampling(frames=teacher.trained_frames)) for row in part]
             texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in part]
-            priors += extract_priors(teacher, clips, texts, replace(settings, direction=direction))
-        report[f"prior_{direction}"] = localisation(priors, [row["video"] for row in rows], truth)
-    measured = [prior.provenance["reconstruction"] for prior in priors]
-    for key in ("psnr_db", "latent_relative_l2"):
-        values = [m[key] for m in measured if m[key] is not None]
-        report[f"reconstruction_{key}"] = round(float(np.mean(values)), 3) if values else None
+            chosen = replace(settings, direction=direction, harvest_at=at, reconstruction=number == 0)
+            priors += extract_priors(teacher, clips, texts, chosen)
+        report[f"prior_{direction}_{at}"] = localisation(priors, [row["video"] for row in rows], truth)
+        if number == 0:
+            measured = [prior.provenance["reconstruction"] for prior in priors]
+            for key in ("psnr_db", "latent_relative_l2"):
+                report[f"reconstruction_{key}"] = round(float(np.mean([m[key] for m in measured])), 3)
     return report
 
 

@@ -22,7 +22,7 @@ FAST = ExtractionSettings(steps=2, reconstruction=False)
 def test_prior_against_a_plain_run():
     """Maps by hand: invert, denoise, harvest, mean over all heads, mean over a word's tokens."""
     teacher, clip = tiny_teacher(), random_clip()
-    settings = replace(FAST, head_selection=False, token_selection=False)
+    settings = replace(FAST, head_selection=False, token_selection=False, frame_weight="token")
     (prior,) = extract_priors(teacher, [clip], [TEXT], settings)
     latents = teacher.encode_video(teacher.prepare_frames(clip.frames))
     embeds, offsets = teacher.encode_text([TEXT])
@@ -35,6 +35,10 @@ def test_prior_against_a_plain_run():
     for word, found in zip(prior.words, prior.maps, strict=True):
         tokens = [i for i, (a, b) in enumerate(offsets[0]) if a < b and word.start <= a < word.end]
         torch.testing.assert_close(found, maps[tokens].mean(0), atol=1e-6, rtol=0)
+    (weighted,) = extract_priors(teacher, [clip], [TEXT], replace(settings, frame_weight="span"))
+    spans = prior.grid.spans[:, 1] - prior.grid.spans[:, 0]
+    for n, seconds in enumerate(spans.tolist()):  # one frame, then four, four
+        torch.testing.assert_close(weighted.maps[:, n], prior.maps[:, n] * (3 * seconds / float(spans.sum())))
     assert len([t for t in offsets[0] if 8 <= t[0] < 16 and t[1] > t[0]]) == 3  # circle ' s
     assert prior.grid == teacher.token_grid(clip.times, clip.duration, clip.box)
     assert torch.equal(prior.weight, torch.ones(7))
@@ -61,7 +65,7 @@ def test_head_and_token_selection(tmp_path):
 
 def test_words_can_be_the_scored_unit():
     teacher = tiny_teacher()
-    everything = replace(FAST, token_unit="word", token_selection=False)
+    everything = replace(FAST, token_unit="word", token_selection=False, frame_weight="token")
     (full,) = extract_priors(teacher, [random_clip()], [TEXT], everything)
     (prior,) = extract_priors(teacher, [random_clip()], [TEXT], replace(everything, token_selection=True))
     scores = motion_scores(full.maps)
@@ -92,6 +96,7 @@ def test_a_batch_gives_what_single_clips_give(direction):
         {"direction": "v2t"},
         {"direction": "both"},
         {"harvest_at": "inversion"},
+        {"harvest_at": "noise"},
         {"guidance": 1.0},
         {"memory": False},
         {"guidance": 1.0, "memory": False},

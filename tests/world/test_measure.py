@@ -98,7 +98,8 @@ def test_the_command_measures_the_shipped_models(world, tmp_path):
     teacher = report["teacher"]
     assert teacher["clips"] == 4 and 15 < teacher["vae_psnr_db"] < 50 and 5 < teacher["reconstruction_psnr_db"] < 50
     for corner in ("t2v", "v2t"):
-        heads = torch.tensor(teacher["heads"][corner])
+        heads = torch.tensor(teacher["heads_noise"][corner])
         assert heads.shape == (6, 4) and bool(((heads >= 0) & (heads <= 1)).all())
-        assert 0 <= teacher[f"prior_{corner}"]["nouns"]["auc"] <= 1
-    assert "(t2v)" in result.output and "(v2t)" in result.output
+        for at in ("denoise", "inversion", "noise"):
+            assert 0 <= teacher[f"prior_{corner}_{at}"]["nouns"]["auc"] <= 1
+    assert "t2v" in result.output and "noise" in result.output
