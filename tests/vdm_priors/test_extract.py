@@ -150,6 +150,26 @@ def test_settings_that_decide_something_are_in_the_key():
     assert replace(measured, memory_columns="own").effective() == measured.effective()
 
 
+def test_noise_harvest_against_a_plain_run():
+    """Maps by hand at t = 125 and 375 of 1000 (two parts of the half below the ceiling), with noise that no batch changes."""
+    teacher, clip = tiny_teacher(), random_clip()
+    settings = replace(FAST, harvest_at="noise", head_selection=False, token_selection=False, frame_weight="token", seed=3)
+    told = []
+    (prior,) = extract_priors(teacher, [clip], [TEXT], settings, on_step=lambda *step: told.append(step))
+    assert told == [("noise", 0, 2), ("noise", 1, 2)]
+    latents = teacher.encode_video(teacher.prepare_frames(clip.frames))
+    embeds, offsets = teacher.encode_text([TEXT])
+    with harvest(teacher, HarvestRequest(16)) as harvested:
+        for step, t in enumerate((125, 375)):
+            noise = torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(3000 + step))
+            level = teacher.alphas_cumprod[t].double()
+            teacher.predict((level.sqrt() * latents + (1 - level).sqrt() * noise).float(), t, embeds)
+    maps = harvested.t2v[0].mean(0).unflatten(1, (3, 4, 4))
+    for word, found in zip(prior.words, prior.maps, strict=True):
+        tokens = [i for i, (a, b) in enumerate(offsets[0]) if a < b and word.start <= a < word.end]
+        torch.testing.assert_close(found, maps[tokens].mean(0), atol=1e-6, rtol=1e-4)
+
+
 def test_inversion_harvest_runs_no_denoising():
     teacher = tiny_teacher()
     told = []
