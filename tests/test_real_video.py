@@ -83,7 +83,9 @@ def check_prior(prior, video):
     assert len(scores) == 7 and words == [text for text, score in scores.items() if score["selected"]]
     assert len(prior.words) == 4 and prior.maps.shape == (4, 3, 8, 8) and prior.grid.shape == (3, 8, 8)
     # a text row's probability over all keys: what is on the video is more than nothing and less than all of it
-    sums = prior.maps.sum(dim=(1, 2, 3))
+    seconds = prior.grid.spans.diff(dim=1)[:, 0]
+    attention = prior.maps / (seconds / seconds.mean()).float()[:, None, None]  # maps count a latent frame for its time
+    sums = attention.sum(dim=(1, 2, 3))
     assert ((0 < sums) & (sums < 1)).all()
     means = torch.tensor([scores[word]["mean"] for word in words])
     assert torch.allclose(sums, means * CELLS, rtol=2e-3)
