@@ -274,7 +274,12 @@ def python(*arguments, **environment):
     """A Python process whose standard error is read, in a session of its own so that no other gets its signal."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=environment, start_new_session=True)
+                            text=True, env=environment, start_new_session=True, preexec_fn=_hears_interrupts)
+
+
+def _hears_interrupts() -> None:
+    """What was started in the background (nohup, some CI) inherits that SIGINT is ignored; a person's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_says_what_is_kept_and_the_same_command_continues(extraction):

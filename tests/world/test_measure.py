@@ -47,8 +47,9 @@ def test_ground_truth_localises_perfectly_and_its_opposite_not_at_all(world):
     texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in rows]
     videos = [row["video"] for row in rows]
     maps = [truth.evidence(v, t, split_words(t), grid) for v, t in zip(videos, texts, strict=True)]
+    volumes = grid.volumes.float()
     for sign, expected in ((1.0, 1.0), (-1.0, 0.0)):
-        priors = [MotionPrior(t, split_words(t), 1.0 + sign * m, grid, torch.ones(len(m)))
+        priors = [MotionPrior(t, split_words(t), (m / volumes).max() * volumes + sign * m, grid, torch.ones(len(m)))
                   for t, m in zip(texts, maps, strict=True)]
         found = localisation(priors, videos, truth)
         assert found["nouns"]["n"] == 2 * len(rows) and found["nouns"]["auc"] == pytest.approx(expected, abs=1e-6)
