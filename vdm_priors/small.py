@@ -88,6 +88,8 @@ class DenoisingLoss(nn.Module):
     uniform over the schedule.
     """
 
+    _keys_to_ignore_on_save = None  # transformers' Trainer asks for it when it resumes a checkpoint without the alias
+
     def __init__(self, transformer: CogVideoXTransformer3DModel, text_encoder: T5EncoderModel):
         super().__init__()
         self.transformer, self.text_encoder = transformer, text_encoder

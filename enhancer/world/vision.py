@@ -66,7 +66,7 @@ def warm_up(student, videos: list[Path], truth: WorldTruth, folder: Path, *, ste
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate,
         lr_scheduler_type="cosine", warmup_steps=max(steps // 20, 1), weight_decay=0.01, use_cpu=True, seed=seed,
-        logging_steps=25, report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
+        logging_steps=min(25, steps), report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=False)
     data = LabelledClips(videos, truth, frames, cell, cache)
     trainer = Trainer(model=module, args=arguments, train_dataset=data, data_collator=collate,
