@@ -123,7 +123,7 @@ def test_extract_stops_after_the_priors_and_train_before_the_evaluation(recipe, 
     assert (run / "arms" / "vdm" / "seed0" / "train.json").is_file() and not (run / "base" / "scores.json").exists()
     code, text = call("export", run, tmp_path / "model")
     assert code == 0 and "loads with stock transformers" in text and (tmp_path / "model" / "config.json").is_file()
-        assert "largest difference of its logits from the arm's: 0" in " ".join(text.split())
+    assert "largest difference of its logits from the arm's: 0" in " ".join(text.split())
     code, text = call("export", run, tmp_path / "other", "--arm", "oracle")
     assert code == 1 and "it has: lambda0 seed0, vdm seed0" in text and not (tmp_path / "other").exists()
 
