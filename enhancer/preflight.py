@@ -19,7 +19,7 @@ from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.preflight_models import Models, hub_unreachable, light_student, resolve_models
 from enhancer.recipe_schema import EnhanceRecipe
-from enhancer.runfolder import machine_memory
+from enhancer.runfolder import existing_folder, machine_memory
 from enhancer.shipped import weights_bytes
 from enhancer.sources import shared_text
 from enhancer.sources.oracle import ROWS
@@ -174,7 +174,7 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, report: Preflig
 
 def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, report: Preflight) -> None:
     """Holds what is free against the clips to be written, the priors (bytes each) and the exported students."""
-    place = _existing(Path(recipe.output))
+    place = existing_folder(Path(recipe.output))
     if not place.is_dir() or not os.access(place, os.W_OK):
         fault = "read-only" if place.is_dir() else "a file"
         report.faults.append(f"{recipe.output} cannot be written: {place} is {fault}. Set `output` to a folder that you may "
@@ -185,7 +185,7 @@ def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, re
     if clips:
         report.lines.append(("disk for clips", f"about {clips / MB:,.1f} MB", "from a few that were made to look at"))
         needed += clips
-    if priors and _existing(Path(recipe.teacher.store or place)).stat().st_dev == place.stat().st_dev:
+    if priors and existing_folder(Path(recipe.teacher.store or place)).stat().st_dev == place.stat().st_dev:
         report.lines.append(("disk for priors", f"at most {priors / MB:,.1f} MB",
                              "two bytes a word and cell, less where they are there"))
         needed += priors
@@ -200,14 +200,6 @@ def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, re
     if needed > free:
         report.faults.append(f"{place} has {free / MB:,.0f} MB free, the run needs {needed / MB:,.0f} MB: free some or "
                              f"set `output`.")
-
-
-def _existing(path: Path) -> Path:
-    """The path, or the nearest of its parents that exists."""
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 # ---- saying it -----------------------------------------------------------------------------------

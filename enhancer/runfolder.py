@@ -226,6 +226,14 @@ def writable_folder(folder: Path) -> Path:
     return folder
 
 
+def existing_folder(path: Path) -> Path:
+    """The path, or the nearest of its parents that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file whole: a reader sees the old or the new content."""
     path = Path(path)

@@ -51,6 +51,8 @@ class WorldSettings:
     questions: dict[str, float] = field(
         default_factory=lambda: {kind: 1.0 for kind in TYPES},
         metadata={"help": "relative share of each question type (MR LM CM MO AO RC)"})
+    all_pairs: bool = field(default=False, metadata={
+        "help": "true: every split has all colour-shape pairs, as a base model needs; false: each split has pairs of its own"})
     crf: int = field(default=16, metadata={"help": "x264 quality, lower is better and larger", "min": 0, "max": 51})
 
     def check(self) -> list[str]:
@@ -100,7 +102,8 @@ def clip_record(settings: WorldSettings, split: str, index: int, kind: str) -> t
     """Scene record (as in scenes.jsonl), its question, and one static question-answer pair; a function of its arguments."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     scene, question = draw_scene(rng, kind, split, size=(settings.height, settings.width), frames=settings.frames,
-                                 fps=settings.fps, things=(settings.least_things, settings.most_things))
+                                 fps=settings.fps, things=(settings.least_things, settings.most_things),
+                                 all_pairs=settings.all_pairs)
     said, mentions = caption(rng, scene)
     where, there = places(rng, scene)
     static = static_question(rng, scene) if rng.random() < 0.3 else (where, there)

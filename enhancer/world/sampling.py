@@ -20,9 +20,14 @@ SPLITS = ("train", "validation", "test")
 REACH = (0.18, 0.26)  # of the frame: 12 to 17 pixels of 64; longer paths would let the first place tell the direction
 
 
-def looks(split: str) -> list[tuple[str, str]]:
-    """Colour-shape pairs of a split: no pair is in two; train and test have every colour and every shape."""
+def looks(split: str, all_pairs: bool = False) -> list[tuple[str, str]]:
+    """Colour-shape pairs of a split: no pair is in two; train and test have every colour and every shape.
+
+    all_pairs: every pair, whatever the split.
+    """
     numbered = [(i, j, (c, s)) for i, c in enumerate(COLOURS) for j, s in enumerate(SHAPES)]
+    if all_pairs:
+        return [pair for _, _, pair in numbered]
     test = [pair for i, j, pair in numbered if (i + j) % 4 == 0]
     validation = [pair for i, j, pair in numbered if (i + j) % 4 == 1 and i % 2 == 0]
     train = [pair for _, _, pair in numbered if pair not in test and pair not in validation]
@@ -53,9 +58,9 @@ def random_motion(rng: np.random.Generator, kind: str, **fixed) -> Motion:
     return Motion(kind=kind, **{**drawn, **fixed})
 
 
-def _things(rng: np.random.Generator, split: str, motions: list[Motion]) -> tuple[Thing, ...]:
+def _things(rng: np.random.Generator, split: str, motions: list[Motion], all_pairs: bool) -> tuple[Thing, ...]:
     """Things with these motions: different colours and shapes, apart from each other at the start where possible."""
-    pairs = looks(split)
+    pairs = looks(split, all_pairs)
     for _ in range(200):
         picks = [pairs[i] for i in rng.permutation(len(pairs))[: len(motions)]]
         if len({c for c, _ in picks}) == len(picks):
@@ -76,8 +81,8 @@ def _things(rng: np.random.Generator, split: str, motions: list[Motion]) -> tupl
 
 
 def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[int, int] = (64, 64), frames: int = 17,
-               fps: float = 8.0, things: tuple[int, int] = (2, 3)) -> tuple[Scene, Question]:
-    """A scene and its question of one MotionBench type. size: (height, width); things: least and most."""
+               fps: float = 8.0, things: tuple[int, int] = (2, 3), all_pairs: bool = False) -> tuple[Scene, Question]:
+    """A scene and its question of one MotionBench type. size: (height, width); things: least and most; see `looks`."""
     count = int(rng.integers(things[0], things[1] + 1))
     camera = Camera()
     direction = str(rng.choice(list(DIRECTIONS)))
@@ -100,7 +105,7 @@ def draw_scene(rng: np.random.Generator, kind: str, split: str, *, size: tuple[i
     else:
         motions = others(count, ["rest"])
         camera = Camera(str(rng.choice([c for c in CAMERAS if c != "still"])), float(rng.uniform(0.25, 0.4)))
-    scene_things = _things(rng, split, motions)
+    scene_things = _things(rng, split, motions, all_pairs)
     if kind == "MR":
         scene_things = tuple(replace(thing, tilt=float(rng.uniform(-math.pi, math.pi))) for thing in scene_things)
     if count > 1 and (kind == "MR" or motions[0].kind == "bounce"):

@@ -21,15 +21,17 @@ from enhancer.world.text import TYPES, vocabulary_text
 from enhancer.world.truth import load_truth
 from enhancer.world.vision import warm_up
 
+CACHE = 2 << 30  # bytes of decoded clips kept in memory
 CELL = 16  # pixels of a visual token's side: patch 8, merged by 2
 
 
 def _world() -> WorldSettings:
-    return WorldSettings(seed=11, train_clips=10000, test_clips=300)
+    """All colour-shape pairs: from some only, the student learns that the others do not exist."""
+    return WorldSettings(seed=11, train_clips=10000, test_clips=300, all_pairs=True)
 
 
 def _training() -> TrainSettings:
-    return TrainSettings(steps=3600, learning_rate_llm=2e-3, learning_rate_merger=1e-3, learning_rate_vision=5e-4,
+    return TrainSettings(steps=3000, learning_rate_llm=2e-3, learning_rate_merger=1e-3, learning_rate_vision=5e-4,
                          weight_decay=0.05, warmup=0.05, save_every=200, alignment=AlignmentSettings(weight=0.0))
 
 
@@ -75,7 +77,7 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
         videos = sorted((world / "videos").glob("train-*.mp4"))
         warm_up(student, videos, load_truth(world), folder / "vision", steps=settings.vision_steps,
                 batch=settings.vision_batch, rate=settings.vision_rate, seed=settings.seed, frames=settings.frames,
-                cell=CELL, cache=FrameCache(2 << 30), progress=progress)
+                cell=CELL, cache=FrameCache(CACHE), progress=progress)
         _save(student, seeing)
     before = seeing
     for number in range(settings.rounds):
@@ -85,7 +87,7 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
             samples, _ = load_samples(world / "train_static.json", world)
             student = load_student(before)
             train(student, samples, settings.training, after, sampling=Sampling(frames=settings.frames),
-                  frame_cache=FrameCache(2 << 30), progress=progress, seed=settings.seed + number)
+                  frame_cache=FrameCache(CACHE), progress=progress, seed=settings.seed + number)
             _save(student, after / "model")
         before = after / "model"
     model = folder / "model"

@@ -20,6 +20,7 @@ from enhancer.world.make import WorldSettings, make_world
 from enhancer.world.render import render_masks
 from enhancer.world.truth import WorldTruth, load_truth
 from vdm_priors import small
+from vdm_priors.errors import UserError
 
 
 @dataclass
@@ -41,6 +42,18 @@ class TeacherTraining:
     seed: int = field(default=0, metadata={"help": "seed of weights, noise and data order"})
     bf16: bool = field(default=True, metadata={"help": "bfloat16 autocast: faster on CPUs that have it"})
     save_every: int = field(default=200, metadata={"help": "steps between checkpoints"})
+
+    def check(self) -> list[str]:
+        """What cannot be trained on, one sentence a fault."""
+        faults, size = [], small.SmallTeacherSize()
+        for name, value in (("height", self.world.height), ("width", self.world.width)):
+            if value != size.side:
+                faults.append(f"training.world.{name} is {value}: the small teacher is made for {size.side}")
+        if self.world.frames < size.frames:
+            faults.append(f"training.world.frames is {self.world.frames}: the small teacher needs {size.frames} at least")
+        if self.tokenizer and not Path(self.tokenizer).is_dir():
+            faults.append(f"training.tokenizer: there is no folder {self.tokenizer}")
+        return faults
 
 
 class Crops(torch.utils.data.Dataset):
@@ -135,6 +148,9 @@ def cover(truth: WorldTruth, rows: list[dict], times: list[float], cells: int) -
 
 def train_teacher(folder: Path, settings: TeacherTraining, progress=None) -> Path:
     """World, VAE, latents, diffusion transformer, pipeline folder/model; continues after an interruption."""
+    faults = settings.check()
+    if faults:
+        raise UserError("; ".join(faults) + ".")
     world, size = folder / "world", small.SmallTeacherSize()
     make_world(world, settings.world, progress, workers=2)
     rows = json.loads((world / "train.json").read_text(encoding="utf-8"))
