@@ -1,8 +1,13 @@
 """Motion-sensitive heads: which heads of a video diffusion model follow places over time (MHS).
 
+    metrics = head_metrics(attention, grid, mask, rows)      # [H, R, S] at once, or in chunks of rows:
+    taken = HeadAccumulator(grid, mask, rows)
+    for chosen, attention in chunks: taken.add(attention, chosen)
+    metrics = taken.statistics().metrics()
+
 Source: MotionEnhancer, Motion-sensitive Head Selection (METHOD.md, step 2).
 Legend: H heads, S = F·P vision tokens (frame-major: i = f·P + p), F frames, P places of a
-frame, R query rows.
+frame, R query rows, r rows of a chunk.
 """
 
 from __future__ import annotations
@@ -14,51 +19,13 @@ from torch import Tensor
 
 from vdm_priors.errors import ModelError
 from vdm_priors.grid import TokenGrid
+from vdm_priors.masks import BandMask, MotionMask, frame_and_place
 from vdm_priors.tokens import keep_top
 
-
-@dataclass(frozen=True)
-class MotionMask:
-    """The motion mask M: the same place in other frames.
-
-    radius: how far, in rows and in columns (Chebyshev, no wrap-around at a row's end), a key may
-    lie from the query's place; own_frame: whether keys of the query's own frame belong to it.
-    The diagonal region D is M of radius 0: exactly the same place.
-    """
-
-    radius: int = 1
-    own_frame: bool = True
-
-    def __post_init__(self) -> None:
-        if self.radius < 0:
-            raise ValueError(f"MotionMask: radius must not be negative, got {self.radius}.")
-
-    def __call__(self, query_index: Tensor, grid: TokenGrid) -> Tensor:
-        """Bool [R, S]: whether each key belongs to the mask of each query (token indices [R]).
-
-        Invalid cells belong to no mask, as queries or as keys.
-        """
-        frame_r, place_r = _frame_and_place(query_index, grid)
-        row_r, column_r = place_r // grid.columns, place_r % grid.columns
-        row_p, column_p = torch.meshgrid(
-            torch.arange(grid.rows, device=query_index.device),
-            torch.arange(grid.columns, device=query_index.device),
-            indexing="ij",
-        )
-        near_rp = ((row_r[:, None] - row_p.flatten()).abs() <= self.radius) & (
-            (column_r[:, None] - column_p.flatten()).abs() <= self.radius
-        )
-        # places repeat in every frame: [R, P] comparisons suffice, never [R, S] distances
-        mask_rfp = near_rp[:, None, :].expand(-1, grid.frames, -1)
-        if not self.own_frame:
-            frames = torch.arange(grid.frames, device=query_index.device)
-            mask_rfp = mask_rfp & (frame_r[:, None] != frames)[:, :, None]
-        valid_s = grid.valid.flatten().to(query_index.device)
-        return mask_rfp.flatten(1) & valid_s & valid_s[query_index][:, None]
-
-    def diagonal(self) -> MotionMask:
-        """The region D of this mask."""
-        return MotionMask(radius=0, own_frame=self.own_frame)
+__all__ = [
+    "BandMask", "HeadAccumulator", "HeadMetrics", "MotionMask", "RowStatistics", "head_metrics", "row_statistics",
+    "sample_rows", "select_heads",
+]
 
 
 @dataclass
@@ -74,10 +41,162 @@ class HeadMetrics:
         return sum(_standardise(metric) for metric in (self.dfc, self.tcs, self.dsr))
 
 
+@dataclass(frozen=True, eq=False)
+class RowStatistics:
+    """All that the three metrics need of query rows `rows` [R], a few numbers a row instead of its S.
+
+    mass, inside, outside float64 [H, R]: ΣA, Σ_M A² and Σ_notM A² over the valid keys;
+    same_place [H, R, F]: A between the query and its own place in every frame, 0 at invalid keys;
+    own_frame: whether D holds the query itself.
+    """
+
+    rows: Tensor
+    mass: Tensor
+    inside: Tensor
+    outside: Tensor
+    same_place: Tensor
+    grid: TokenGrid
+    own_frame: bool
+
+    def metrics(self, weight: Tensor | None = None) -> HeadMetrics:
+        """DFC, TCS and DSR as `head_metrics` defines them; weight [R] counts rows more or less often.
+
+        Raises ModelError naming the head if attention was NaN or infinite.
+        """
+        broken = ~self.mass.isfinite().all(dim=1)
+        if broken.any():
+            raise ModelError(
+                f"The attention of head {int(broken.nonzero()[0])} holds NaN or infinite values, so that it "
+                f"cannot be scored. Run the teacher in float32, or check its weights."
+            )
+        frame_r, place_r = frame_and_place(self.rows, self.grid)
+        valid_sf = self.grid.valid.flatten(1).t().to(self.rows.device)[place_r]  # [R, F]: the keys of same_place
+        ones_r = torch.ones(len(self.rows), dtype=torch.float64, device=self.rows.device)
+        weight_r = ones_r if weight is None else weight.to(ones_r)
+
+        # sums, not matrix products: a head's numbers must not depend on its place among the heads
+        inside_h, outside_h, mass_h = (
+            (part * weight_r).sum(dim=1) for part in (self.inside, self.outside, self.mass)
+        )
+        # attention wholly inside M has the largest contrast, yet a finite one
+        floor_h = 1e-12 * (inside_h + outside_h)
+        dfc_h = torch.where(inside_h > 0, inside_h / torch.maximum(outside_h, floor_h), 0.0)
+
+        tau_h = mass_h / (weight_r.sum() * int(self.grid.valid.sum()))
+        tau_h11 = tau_h.to(self.same_place.dtype)[:, None, None]
+        tcs_h = self._run_length((self.same_place > tau_h11) & valid_sf, place_r, weight_r)
+
+        diagonal_rf = valid_sf.clone()
+        if not self.own_frame:
+            diagonal_rf[torch.arange(len(frame_r), device=frame_r.device), frame_r] = False
+        count = (diagonal_rf.sum(dim=1) * weight_r).sum()
+        above_h = (((self.same_place >= tau_h11) & diagonal_rf).sum(dim=2) * weight_r).sum(dim=1)
+        dsr_h = above_h / count if count > 0 else torch.zeros_like(above_h)
+        return HeadMetrics(dfc_h.cpu(), tcs_h.cpu(), dsr_h.cpu())
+
+    def _run_length(self, above_hrf: Tensor, place_r: Tensor, weight_r: Tensor) -> Tensor:
+        """TCS [H]: mean over places of the mean length of their rows' runs above τ."""
+        starts_hrf = above_hrf.clone()
+        starts_hrf[..., 1:] &= ~above_hrf[..., :-1]
+        places = self.grid.rows * self.grid.columns
+        length_hp, runs_hp = (
+            weight_r.new_zeros(len(above_hrf), places).index_add_(1, place_r, marks.sum(dim=2) * weight_r)
+            for marks in (above_hrf, starts_hrf)
+        )
+        mean_hp = torch.where(runs_hp > 0, length_hp / runs_hp.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+        # a place counts as much as the most counted of its rows, and not without any
+        weight_p = weight_r.new_zeros(places).scatter_reduce_(0, place_r, weight_r, "amax")
+        return (mean_hp * weight_p).sum(dim=1) / weight_p.sum()
+
+
+class HeadAccumulator:
+    """RowStatistics of attention that comes a chunk of rows at a time.
+
+    Holds [H, R, F] numbers, never S columns. A row that is added again (of another layer or
+    forward) is averaged: its mass and its same-place entries are those of the mean map, so that
+    τ, TCS and DSR are exactly the mean map's; its energies are the mean of the maps' energies,
+    since those of a mean map would need all of its S columns at once.
+    """
+
+    def __init__(self, grid: TokenGrid, mask: MotionMask | BandMask = MotionMask(), rows: Tensor | None = None) -> None:
+        """`rows` [R]: the token indices that will be added (None: all). Invalid cells among them are left out."""
+        rows = torch.arange(grid.num_tokens) if rows is None else rows.cpu()
+        self.grid, self.mask = grid, mask
+        self.rows = rows[grid.valid.flatten()[rows]]
+        if len(self.rows) == 0:
+            raise ValueError("head_metrics: no query row lies on a valid cell of the grid.")
+        self._slot = torch.full((grid.num_tokens,), -1)  # of a token index among `rows`
+        self._slot[self.rows] = torch.arange(len(self.rows))
+        self._times = torch.zeros(len(self.rows), dtype=torch.float64)
+        self._sums: Tensor | None = None  # [3, H, R]: mass, inside, outside
+        self._same_place: Tensor | None = None
+
+    def add(self, attention: Tensor, rows: Tensor) -> None:
+        """Take rows [r] (token indices) of attention [H, r, S]. Raises ValueError for what does not fit."""
+        grid = self.grid
+        if attention.ndim != 3 or attention.shape[1:] != (len(rows), grid.num_tokens):
+            raise ValueError(
+                f"head_metrics: attention must be [H, R, S] with R = {len(rows)} query rows and S = "
+                f"{grid.num_tokens} cells of the grid {list(grid.shape)}, got {list(attention.shape)}."
+            )
+        rows = rows.cpu()
+        kept = grid.valid.flatten()[rows]
+        if not kept.all():
+            rows, attention = rows[kept], attention[:, kept.to(attention.device)]
+        slot = self._slot[rows]
+        if (slot < 0).any():
+            raise ValueError(f"HeadAccumulator: rows {rows[slot < 0][:5].tolist()} are none of those it was made for.")
+        self._prepare(attention)
+        self._times.index_add_(0, slot, torch.ones(len(slot), dtype=torch.float64))
+
+        device = attention.device
+        slot, rows = slot.to(device), rows.to(device)
+        places = grid.rows * grid.columns
+        valid_s = None if grid.valid.all() else grid.valid.flatten().to(device)
+        inside_rs = self.mask(rows, grid)
+        column_rf = (rows % places)[:, None] + torch.arange(grid.frames, device=device) * places
+        for head, a_rs in enumerate(attention):  # one at a time bounds memory to a few [r, S]
+            a_rs = a_rs.to(self._same_place.dtype)
+            if valid_s is not None:
+                a_rs = torch.where(valid_s, a_rs, 0.0)
+            energy_rs = a_rs.square()
+            sums = torch.stack([
+                a_rs.sum(dim=1, dtype=torch.float64),
+                (energy_rs * inside_rs).sum(dim=1, dtype=torch.float64),
+                (energy_rs * ~inside_rs).sum(dim=1, dtype=torch.float64),
+            ])
+            self._sums[:, head].index_add_(1, slot, sums)
+            self._same_place[head].index_add_(0, slot, a_rs.gather(1, column_rf))
+
+    def statistics(self) -> RowStatistics:
+        """Of the rows that were added. Raises ValueError if none was."""
+        seen = self._times > 0
+        if self._sums is None or not seen.any():
+            raise ValueError("head_metrics: no query row lies on a valid cell of the grid.")
+        device = self._sums.device
+        times = self._times[seen].to(device)
+        mass, inside, outside = self._sums[..., seen.to(device)] / times
+        same_place = self._same_place[:, seen.to(device)] / times.to(self._same_place.dtype)[:, None]
+        return RowStatistics(
+            self.rows[seen].to(device), mass, inside, outside, same_place, self.grid, self.mask.own_frame
+        )
+
+    def _prepare(self, attention: Tensor) -> None:
+        if self._sums is None:
+            heads, count, device = len(attention), len(self.rows), attention.device
+            dtype = torch.promote_types(attention.dtype, torch.float32)  # half types hold no small energies
+            self._sums = torch.zeros(3, heads, count, dtype=torch.float64, device=device)
+            self._same_place = torch.zeros(heads, count, self.grid.frames, dtype=dtype, device=device)
+        elif len(attention) != len(self._same_place):
+            raise ValueError(
+                f"HeadAccumulator: {len(self._same_place)} heads were added before, now {len(attention)}."
+            )
+
+
 def head_metrics(
     attention: Tensor,
     grid: TokenGrid,
-    mask: MotionMask = MotionMask(),
+    mask: MotionMask | BandMask = MotionMask(),
     rows: Tensor | None = None,
 ) -> HeadMetrics:
     """DFC, TCS and DSR of vision-to-vision attention [H, R, S], one each per head.
@@ -87,33 +206,24 @@ def head_metrics(
     TCS: in the row that query (f, p) has of A_p [F, F] (place p in every frame), the runs of
     consecutive A > τ, τ = mean(A); the mean length of a place's runs (0 without any), averaged
     over the places that have rows;
-    DSR = #{D: A ≥ τ} / |D|.
+    DSR = #{D: A ≥ τ} / |D|, D the query's own place in the mask's frames.
     Sampled rows estimate the three from the rows at hand. An empty M or D gives 0.
     Raises ValueError if the shapes do not fit, ModelError for NaN or infinite attention.
     """
-    if rows is None:
-        rows = torch.arange(grid.num_tokens)
-    rows = rows.to(attention.device)
-    if attention.ndim != 3 or attention.shape[1:] != (len(rows), grid.num_tokens):
-        raise ValueError(
-            f"head_metrics: attention must be [H, R, S] with R = {len(rows)} query rows and S = "
-            f"{grid.num_tokens} cells of the grid {list(grid.shape)}, got {list(attention.shape)}."
-        )
-    valid_s = grid.valid.flatten().to(attention.device)
-    kept = valid_s[rows]
-    if not kept.any():
-        raise ValueError("head_metrics: no query row lies on a valid cell of the grid.")
-    if not kept.all():
-        rows, attention = rows[kept], attention[:, kept]
-    inside_rs = mask(rows, grid)
-    diagonal_rs = mask.diagonal()(rows, grid)
-    # one head at a time bounds memory to a few [R, S]
-    per_head = [
-        _metrics_of_head(head, a_rs, grid, rows, valid_s, inside_rs, diagonal_rs)
-        for head, a_rs in enumerate(attention)
-    ]
-    dfc, tcs, dsr = torch.tensor(per_head, dtype=torch.float64).unbind(dim=1)
-    return HeadMetrics(dfc, tcs, dsr)
+    return row_statistics(attention, grid, mask, rows).metrics()
+
+
+def row_statistics(
+    attention: Tensor,
+    grid: TokenGrid,
+    mask: MotionMask | BandMask = MotionMask(),
+    rows: Tensor | None = None,
+) -> RowStatistics:
+    """The statistics of attention [H, R, S] that is there at once; see `head_metrics`."""
+    rows = torch.arange(grid.num_tokens) if rows is None else rows
+    taken = HeadAccumulator(grid, mask, rows)
+    taken.add(attention, rows)
+    return taken.statistics()
 
 
 def select_heads(metrics: HeadMetrics, ratio: float = 0.5) -> Tensor:
@@ -139,60 +249,6 @@ def sample_rows(grid: TokenGrid, rows: int | str, seed: int) -> Tensor:
     tie = torch.randperm(grid.frames, generator=generator)[:, None]
     order = (rank * grid.frames + tie).masked_fill(~valid_fp, torch.iinfo(torch.int64).max)
     return order.flatten().argsort()[:rows].sort().values
-
-
-def _metrics_of_head(
-    head: int,
-    a_rs: Tensor,
-    grid: TokenGrid,
-    rows: Tensor,
-    valid_s: Tensor,
-    inside_rs: Tensor,
-    diagonal_rs: Tensor,
-) -> tuple[float, float, float]:
-    """(DFC, TCS, DSR) of one head; all of `rows` are valid."""
-    a_rs = torch.where(valid_s, a_rs.float() if a_rs.dtype.itemsize < 4 else a_rs, 0.0)
-    tau = float(a_rs.sum(dtype=torch.float64)) / (len(rows) * int(valid_s.sum()))
-    if not abs(tau) < float("inf"):
-        raise ModelError(
-            f"The attention of head {head} holds NaN or infinite values, so that it cannot be "
-            f"scored. Run the teacher in float32, or check its weights."
-        )
-    energy_rs = a_rs.square()
-    inside = float((energy_rs * inside_rs).sum(dtype=torch.float64))
-    outside = float((energy_rs * ~inside_rs).sum(dtype=torch.float64))
-    # attention wholly inside M has the largest contrast, yet a finite one
-    floor = 1e-12 * (inside + outside)
-    dfc = inside / max(outside, floor) if inside > 0 else 0.0
-
-    tcs = _run_length(a_rs, grid, rows, valid_s, tau)
-    dsr = float(a_rs[diagonal_rs].ge(tau).double().mean()) if diagonal_rs.any() else 0.0
-    return dfc, tcs, dsr
-
-
-def _run_length(a_rs: Tensor, grid: TokenGrid, rows: Tensor, valid_s: Tensor, tau: float) -> float:
-    """TCS of one head: mean over places of the mean length of their rows' runs above τ."""
-    _, place_r = _frame_and_place(rows, grid)
-    places = grid.rows * grid.columns
-    column_rf = place_r[:, None] + torch.arange(grid.frames, device=rows.device) * places
-    above_rf = (a_rs.gather(1, column_rf) > tau) & valid_s[column_rf]
-    starts_rf = above_rf.clone()
-    starts_rf[:, 1:] &= ~above_rf[:, :-1]
-    length_p, runs_p, rows_p = (
-        torch.zeros(places, dtype=torch.float64, device=rows.device).index_add_(0, place_r, count)
-        for count in (
-            above_rf.sum(dim=1).double(),
-            starts_rf.sum(dim=1).double(),
-            torch.ones(len(rows), dtype=torch.float64, device=rows.device),
-        )
-    )
-    mean_p = length_p / runs_p.clamp(min=1.0)
-    return float(mean_p[rows_p > 0].mean())
-
-
-def _frame_and_place(index: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor]:
-    places = grid.rows * grid.columns
-    return index // places, index % places
 
 
 def _standardise(metric: Tensor) -> Tensor:

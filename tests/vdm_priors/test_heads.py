@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from vdm_priors.errors import ModelError
 from vdm_priors.grid import TokenGrid
-from vdm_priors.heads import HeadMetrics, MotionMask, head_metrics, sample_rows, select_heads
+from vdm_priors.head_errors import sampling_errors
+from vdm_priors.heads import (
+    BandMask,
+    HeadAccumulator,
+    HeadMetrics,
+    MotionMask,
+    head_metrics,
+    row_statistics,
+    sample_rows,
+    select_heads,
+)
 
 
 def make_grid(frames: int, rows: int, columns: int, valid=None) -> TokenGrid:
@@ -29,8 +39,8 @@ def in_mask(query: int, key: int, grid: TokenGrid, radius: int, own_frame: bool)
     return bool(valid[query] and valid[key] and near and (own_frame or qf != kf))
 
 
-def metrics_by_loops(attention, grid, rows, radius, own_frame):
-    """[(dfc, tcs, dsr)] of one head each, by the definitions."""
+def metrics_by_loops(attention, grid, rows, inside_mask, own_frame):
+    """[(dfc, tcs, dsr)] of one head each, by the definitions; inside_mask(query, key) says what M is."""
     valid = grid.valid.flatten().tolist()
     rows = [(r, query) for r, query in enumerate(rows) if valid[query]]
     keys = [k for k in range(grid.num_tokens) if valid[k]]
@@ -41,7 +51,7 @@ def metrics_by_loops(attention, grid, rows, radius, own_frame):
         inside = outside = above = diagonal = 0.0
         for r, query in rows:
             for k in keys:
-                if in_mask(query, k, grid, radius, own_frame):
+                if inside_mask(query, k):
                     inside += a[r][k] ** 2
                 else:
                     outside += a[r][k] ** 2
@@ -97,7 +107,21 @@ def test_metrics_are_the_papers(seed, shape, radius, own_frame, sampled, holes):
     metrics = head_metrics(
         attention, grid, MotionMask(radius, own_frame), rows if sampled else None
     )
-    assert_metrics(metrics, metrics_by_loops(attention, grid, rows.tolist(), radius, own_frame))
+    expected = metrics_by_loops(
+        attention, grid, rows.tolist(), lambda q, k: in_mask(q, k, grid, radius, own_frame), own_frame
+    )
+    assert_metrics(metrics, expected)
+
+
+@pytest.mark.parametrize("order", ["frame", "place"])
+@pytest.mark.parametrize("own_frame", [True, False])
+def test_metrics_of_a_band_mask(order, own_frame):
+    grid = make_grid(3, 2, 4)
+    attention = torch.randn(2, 24, 24, dtype=torch.float64).mul(2).softmax(-1)
+    mask = BandMask(1.5, "places", order, own_frame)
+    inside = mask(torch.arange(24), grid)  # against its definition in test_masks.py
+    expected = metrics_by_loops(attention, grid, range(24), lambda q, k: bool(inside[q, k]), own_frame)
+    assert_metrics(head_metrics(attention, grid, mask), expected)
 
 
 def test_runs_are_counted_row_by_row():
@@ -121,20 +145,6 @@ def test_permuted_heads_give_permuted_scores(seed):
     assert torch.equal(permuted.tcs, metrics.tcs[order])
     assert torch.equal(permuted.dsr, metrics.dsr[order])
     torch.testing.assert_close(permuted.score(), metrics.score()[order])
-
-
-@pytest.mark.parametrize("radius", [0, 1, 2])
-@pytest.mark.parametrize("own_frame", [True, False])
-def test_the_mask_is_its_definition_and_never_wraps(radius, own_frame):
-    valid = torch.ones(3, 3, 4, dtype=torch.bool)
-    valid[1, 2, 3] = valid[2, 0, 0] = False
-    grid = make_grid(3, 3, 4, valid)
-    queries = torch.tensor([0, 3, 4, 12, 23, 24, 35])
-    mask = MotionMask(radius, own_frame)(queries, grid)
-    assert mask.shape == (7, 36) and mask.dtype == torch.bool
-    for row, query in zip(mask, queries.tolist(), strict=True):
-        assert row.tolist() == [in_mask(query, k, grid, radius, own_frame) for k in range(36)]
-    assert not MotionMask(1)(torch.tensor([3]), grid)[0, 4]  # end of a row, start of the next
 
 
 def test_invalid_cells_change_nothing():
@@ -195,8 +205,6 @@ def test_head_metrics_say_what_does_not_fit():
     broken[1, 2, 3] = torch.nan
     with pytest.raises(ModelError, match="head 1 holds NaN"):
         head_metrics(broken, grid)
-    with pytest.raises(ValueError, match="radius"):
-        MotionMask(-1)
     empty = make_grid(2, 2, 2, torch.zeros(2, 2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="no query row"):
         head_metrics(torch.rand(2, 8, 8), empty)
@@ -229,3 +237,145 @@ def test_sampled_rows_follow_the_seed_and_reach_every_cell():
     for wrong in (0, -1, "some", True):
         with pytest.raises(ValueError, match="sample_rows"):
             sample_rows(grid, wrong, 0)
+
+
+# ---- chunks of rows ----------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 7), st.booleans(), st.booleans())
+def test_chunks_of_rows_give_the_metrics_of_all_at_once(seed, size, sampled, own_frame):
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.rand(3, 2, 3, generator=generator) > 0.2
+    valid[0, 0, 0] = True
+    grid = make_grid(3, 2, 3, valid)
+    attention = torch.randn(3, 18, 18, generator=generator).mul(2).softmax(-1)
+    rows = sample_rows(grid, 7, seed) if sampled else torch.arange(18)
+    mask = MotionMask(1, own_frame)
+    taken = HeadAccumulator(grid, mask, rows)
+    for chosen in rows[torch.randperm(len(rows), generator=generator)].split(size):
+        taken.add(attention[:, chosen], chosen)
+    found, expected = taken.statistics().metrics(), head_metrics(attention[:, rows], grid, mask, rows)
+    for name in ("dfc", "tcs", "dsr"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=0)
+
+
+def test_rows_added_again_are_averaged():
+    """Of two layers: τ, TCS and DSR are those of the mean map, DFC has the mean of the energies."""
+    grid = make_grid(3, 2, 3)
+    layers = torch.randn(2, 4, 18, 18, dtype=torch.float64).mul(2).softmax(-1)
+    taken = HeadAccumulator(grid)
+    for layer in layers:
+        for chosen in torch.arange(18).split(5):
+            taken.add(layer[:, chosen], chosen)
+    found, of_mean = taken.statistics().metrics(), head_metrics(layers.mean(0), grid)
+    torch.testing.assert_close(found.tcs, of_mean.tcs)
+    torch.testing.assert_close(found.dsr, of_mean.dsr)
+    inside = MotionMask()(torch.arange(18), grid)
+    energy = layers.square().mean(0)
+    torch.testing.assert_close(found.dfc, (energy * inside).sum((1, 2)) / (energy * ~inside).sum((1, 2)))
+
+
+def test_a_stream_of_rows_holds_no_columns():
+    """What is held grows with rows × frames: the same for a frame of 4 and of 400 places, but for the rows."""
+    held = []
+    for columns in (4, 400):
+        grid = make_grid(3, 1, columns)
+        rows = torch.arange(8)
+        taken = HeadAccumulator(grid, MotionMask(), rows)
+        taken.add(torch.rand(2, 8, grid.num_tokens).softmax(-1), rows)
+        statistics = taken.statistics()
+        parts = (statistics.mass, statistics.inside, statistics.outside, statistics.same_place, statistics.rows)
+        held.append(sum(part.numel() for part in parts))
+    assert held[0] == held[1] == 2 * 8 * (3 + 3) + 8
+
+
+def test_an_accumulator_says_what_does_not_fit():
+    grid = make_grid(2, 2, 2)
+    taken = HeadAccumulator(grid, MotionMask(), torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="no query row"):
+        taken.statistics()
+    with pytest.raises(ValueError, match=r"rows \[1\] are none of those"):
+        taken.add(torch.rand(2, 1, 8), torch.tensor([1]))
+    taken.add(torch.rand(2, 1, 8), torch.tensor([3]))
+    with pytest.raises(ValueError, match="2 heads were added before, now 3"):
+        taken.add(torch.rand(3, 1, 8), torch.tensor([0]))
+    assert taken.statistics().rows.tolist() == [3]  # a row that never came counts in nothing
+
+
+# ---- sampling errors ---------------------------------------------------------------------------
+
+
+def uneven_attention(frames: int, rows: int, columns: int, heads: int) -> tuple[torch.Tensor, TokenGrid]:
+    """Rows that differ in sharpness, frames in how much they follow places, heads a little in both."""
+    grid = make_grid(frames, rows, columns)
+    generator = torch.Generator().manual_seed(0)
+    count = grid.num_tokens
+    sharpness = 3 * torch.rand(1, count, 1, generator=generator)
+    follows = (1 + 0.2 * torch.rand(heads, 1, 1, generator=generator)) * (
+        1 + torch.arange(count)[:, None] // (rows * columns) / frames
+    )
+    logits = sharpness * torch.randn(heads, count, count, generator=generator)
+    return (logits + follows * MotionMask()(torch.arange(count), grid)).softmax(-1), grid
+
+
+def test_sampling_errors_are_the_spread_over_seeds():
+    attention, grid = uneven_attention(4, 7, 7, heads=6)
+    names = ("dfc", "tcs", "dsr", "score")
+    values, errors, selected, exchanged = {n: [] for n in names}, {n: [] for n in names}, [], []
+    for seed in range(60):
+        rows = sample_rows(grid, 64, seed)
+        statistics = row_statistics(attention[:, rows], grid, rows=rows)
+        metrics, error = statistics.metrics(), sampling_errors(statistics)
+        for name in names:
+            values[name].append(metrics.score() if name == "score" else getattr(metrics, name))
+            errors[name].append(getattr(error, name))
+        selected.append(select_heads(metrics).double())
+        exchanged.append(error.exchanged)
+    for name in names:
+        spread = torch.stack(values[name]).std(dim=0)
+        estimate = torch.stack(errors[name]).square().mean(dim=0).sqrt()
+        # 60 seeds know the spread to 9%; a small sample's thresholds make the jackknife a little too careful
+        assert 0.8 < float((estimate / spread).mean()) < 1.3, name
+    selected = torch.stack(selected)
+    pairs = torch.einsum("ah,bh->ab", selected, 1 - selected)
+    truth = float(pairs.sum() / (60 * 59))
+    assert truth > 0.3  # the test would say nothing of heads that never change
+    assert sum(exchanged) / 60 == pytest.approx(truth, rel=0.35)
+
+
+def test_sampling_errors_by_hand():
+    """DFC against the jackknife's definition: groups left out, shares given to the frame's other rows."""
+    attention, grid = uneven_attention(2, 4, 4, heads=2)
+    rows = sample_rows(grid, 6, 3)  # three of each frame's 16
+    statistics = row_statistics(attention[:, rows], grid, rows=rows)
+    inside, outside = statistics.inside.tolist(), statistics.outside.tolist()
+    # with as many groups as rows of a frame, each group is one row of each frame: all ways to pair them are possible
+    error = sampling_errors(statistics)
+    from itertools import permutations
+
+    candidates = []
+    for order in permutations(range(3)):
+        for head in range(2):
+            deviations = []
+            full = sum(inside[head]) / sum(outside[head])
+            for g in range(3):
+                kept = [i for i in range(6) if i not in (g, 3 + order[g])]
+                deviations.append(sum(inside[head][i] for i in kept) / sum(outside[head][i] for i in kept) - full)
+            variance = (1 - 3 / 16) * 2 / 3 * sum(d * d for d in deviations)
+            candidates.append((head, variance**0.5))
+    for head in range(2):
+        assert any(error.dfc[head].item() == pytest.approx(value) for h, value in candidates if h == head)
+
+
+def test_all_rows_have_no_sampling_error_and_too_few_rows_an_unknown_one():
+    attention, grid = uneven_attention(3, 3, 3, heads=4)
+    everything = sampling_errors(row_statistics(attention, grid))
+    assert everything.exchanged == 0
+    assert all((getattr(everything, n) == 0).all() for n in ("dfc", "tcs", "dsr", "score"))
+    rows = sample_rows(grid, 4, 0)  # a frame with one row
+    assert sampling_errors(row_statistics(attention[:, rows], grid, rows=rows)) is None
+    rows = sample_rows(grid, 9, 0)
+    once, again = (sampling_errors(row_statistics(attention[:, rows], grid, rows=rows)) for _ in range(2))
+    assert torch.equal(once.score, again.score) and once.exchanged == again.exchanged
+    assert (once.dfc > 0).all()
