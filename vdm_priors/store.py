@@ -192,11 +192,11 @@ class Claims:
     A claim is a lock on one byte of the empty file `.claims`, at an offset from the key's hash (POSIX record locks).
     The system ends it with its process, however that ends, so that none outlives a crash. Processes share claims, the
     threads of one process do not; one process opens a store's Claims once at a time, for closing ends all of them.
-    Raises StoreError where the folder cannot hold locks.
+    Where the file system has no locks, StoreError; with needed=False every claim is granted there.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / CLAIMS
+    def __init__(self, folder: str | Path, needed: bool = True) -> None:
+        self.path, self.needed = Path(folder) / CLAIMS, needed
         self._file = None
 
     def __enter__(self) -> Claims:
@@ -216,12 +216,17 @@ class Claims:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
-            raise self._unusable(error) from error
+            if self.needed:
+                raise self._unusable(error) from error
         return True
 
     def release(self, key: str) -> None:
         """Gives the key up, whether it was made or not."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(key))
+        except OSError as error:
+            if self.needed:
+                raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> StoreError:
         return StoreError(f"The prior store's {self.path} cannot be locked ({error.strerror or error}), so that processes "

@@ -2,24 +2,30 @@
 
 A source is a module of this package with `build(context) -> MotionSource`; its name is the
 module's. `fill_store` runs a source over samples, keeps what is stored and stores the rest as
-it is made, so that an interrupted extraction continues.
+it is made, so that an interrupted extraction continues and several processes share one.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from enhancer.data.samples import Problem, Sample
+from enhancer.processes import Process, Team
 from enhancer.video.clip import FrameCache, Sampling
 from vdm_priors.errors import StoreError, UserError
 from vdm_priors.prior import MotionPrior
-from vdm_priors.store import PriorStore
+from vdm_priors.store import Claims, PriorStore
 
 Progress = Callable[..., None]  # bar(done, total, text)
+WAITING_WRITES = 16  # priors that may wait to be written while the next are made
+LOOK_AGAIN = 0.2  # seconds between two looks at what other processes make
 
 
 class MotionSource(Protocol):
@@ -30,8 +36,12 @@ class MotionSource(Protocol):
     def key(self, sample: Sample) -> str:
         """The store key: a hash of everything that determines this sample's prior."""
 
-    def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
-        """Priors as they are ready, in any order; a sample that cannot have one gives a Problem."""
+    def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
+        """Priors as they are ready, in any order; a sample that cannot have one gives a Problem.
+
+        Samples are taken from `samples`, perhaps in another thread, as they are needed and hardly before: each is
+        claimed as it is taken.
+        """
 
 
 @dataclass
@@ -81,7 +91,7 @@ def shared_text(sample: Sample, mode: str) -> str:
 @dataclass
 class FillReport:
     """What happened to a source's priors: rows are (sample, key) of all that are now stored;
-    facts: by key, what their provenance says of the clip (sampled seconds, notes)."""
+    facts: by key, what their provenance says of the clip (sampled seconds, notes); made: by all processes."""
 
     rows: list[tuple[Sample, str]] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -91,46 +101,156 @@ class FillReport:
     replaced: int = 0  # stored files that were damaged and made again
 
 
-def fill_store(source: MotionSource, samples: list[Sample], store: PriorStore, progress: Progress | None = None) -> FillReport:
-    """Makes the priors that the store lacks; every one is on disk as soon as it is made."""
-    report, keys, todo, pending = FillReport(), {}, [], set()
-    for sample in samples:
-        try:
-            key = source.key(sample)
-        except UserError as error:
-            report.problems.append(Problem(sample.id, str(error)))
-            continue
-        keys[sample.id] = key
-        stored = _undamaged(store, key)
-        if stored is not None:
-            report.reused += 1
-            report.facts[key] = _facts(stored)
-        elif key not in pending:  # two samples of the same clip and text share one prior
-            if key in store:
-                store.discard(key)
-                report.replaced += 1
-            pending.add(key)
-            todo.append(sample)
-    if progress:
-        progress(report.reused, len(samples))
-    failed: dict[str, str] = {}
-    if todo:
-        store.prepare()
-        for done, (sample, result) in enumerate(source.extract(todo), 1):
-            if isinstance(result, Problem):
-                failed[keys[sample.id]] = result.reason
-            else:
-                store.put(keys[sample.id], result)
-                report.made += 1
-                report.facts[keys[sample.id]] = _facts(result)
-            if progress:
-                progress(report.reused + done, len(samples))
-    for sample in samples:
-        if sample.id in keys and keys[sample.id] in failed:
-            report.problems.append(Problem(sample.id, failed[keys[sample.id]]))
-        elif sample.id in keys:
-            report.rows.append((sample, keys[sample.id]))
-    return report
+def fill_store(source: MotionSource, samples: list[Sample], store: PriorStore, progress: Progress | None = None,
+               team: Team | None = None, label: str = "") -> FillReport:
+    """Makes the priors that the store lacks; every one is written, in a thread, as soon as it is made.
+
+    A prior that another process makes meanwhile is left to it. Process 0 of a `team` (and one without a team) returns
+    when every prior is there or known to be impossible, and makes what a process that died left over; the others return
+    when nothing is left that nobody makes. Two samples of the same clip and text share one prior.
+    label: what the team's records call this source.
+    """
+    return _Filling(source, samples, store, progress, team, label).run()
+
+
+class _Filling:
+    """One call of fill_store."""
+
+    def __init__(self, source: MotionSource, samples: list[Sample], store: PriorStore, progress: Progress | None,
+                 team: Team | None, label: str) -> None:
+        self.source, self.samples, self.store, self.progress, self.team, self.label = source, samples, store, progress, team, label
+        self.process = team.process if team else Process()
+        self.report = FillReport()
+        self.keys: dict[str, str] = {}  # by sample id
+        self.count: Counter[str] = Counter()  # by key, how many samples share its prior
+        self.missing: dict[str, Sample] = {}  # by key, the sample that a prior still has to be made from
+        self.part: dict[str, int] = {}  # by key, the process that makes it if none is quicker
+        self.damaged: set[str] = set()
+        self.failed: dict[str, str] = {}  # by key, why there is no prior
+        self.done = self.elsewhere = 0  # samples settled as far as known here, and those that the others had settled then
+
+    def run(self) -> FillReport:
+        self._look_through()
+        lacking = len(self.missing)
+        if self.missing:
+            self.store.prepare()
+            with Claims(self.store.folder, needed=self.process.count > 1) as claims:
+                while self.missing:
+                    settled = self._make(claims)
+                    self._drop_settled()
+                    if self.process.rank > 0:
+                        break
+                    if self.missing and not settled:
+                        time.sleep(LOOK_AGAIN)
+        self.report.made = lacking - len(self.missing) - len(self.failed)
+        for sample in self.samples:
+            key = self.keys.get(sample.id)
+            if key in self.failed:
+                self.report.problems.append(Problem(sample.id, self.failed[key]))
+            elif key is not None and key not in self.missing:
+                self.report.rows.append((sample, key))
+                if key not in self.report.facts:  # another process made it
+                    self.report.facts[key] = _facts(self.store.entry(key).provenance)
+        return self.report
+
+    def _look_through(self) -> None:
+        """Keys of all samples, and which priors are missing or damaged; each process reads its part of the stored ones."""
+        first: dict[str, Sample] = {}
+        for sample in self.samples:
+            try:
+                key = self.keys[sample.id] = self.source.key(sample)
+                first.setdefault(key, sample)
+            except UserError as error:
+                self.report.problems.append(Problem(sample.id, str(error)))
+        self.count = Counter(self.keys.values())
+        self.elsewhere = self.team.settled(self.label) if self.team else 0
+        for n, (key, sample) in enumerate(first.items()):
+            self.part[key] = n % self.process.count
+            if key not in self.store:
+                self.missing[key] = sample
+                continue
+            if self.part[key] == self.process.rank:
+                stored = _undamaged(self.store, key)
+                if stored is None:
+                    self.missing[key] = sample
+                    self.damaged.add(key)
+                    continue
+                self.report.facts[key] = _facts(stored.provenance)
+            self.report.reused += self.count[key]
+        self.done = self.report.reused
+        self._say()
+
+    def _make(self, claims: Claims) -> int:
+        """Makes what is missing and nobody else makes; how many were settled here."""
+        settled, writing = 0, deque()
+
+        def written(sample: Sample, prior: MotionPrior, write: Any) -> None:
+            write.result()
+            self.report.facts[self.keys[sample.id]] = _facts(prior.provenance)
+            self._settle(sample, claims)
+
+        with ThreadPoolExecutor(1) as writer:  # what is made is written even where the next cannot be made
+            for sample, result in self.source.extract(self._claimed(claims)):
+                settled += 1
+                if isinstance(result, Problem):
+                    self._settle(sample, claims, result.reason)
+                else:
+                    writing.append((sample, result, writer.submit(self.store.put, self.keys[sample.id], result)))
+                while writing and (writing[0][-1].done() or len(writing) > WAITING_WRITES):
+                    written(*writing.popleft())
+            while writing:
+                written(*writing.popleft())
+        return settled
+
+    def _claimed(self, claims: Claims) -> Iterator[Sample]:
+        """Missing samples, claimed one by one: this process's part first, and then from the end of what the others have."""
+        missing = list(self.missing.items())
+        own = [(key, sample) for key, sample in missing if self.part[key] == self.process.rank]
+        others = [(key, sample) for key, sample in missing[::-1] if self.part[key] != self.process.rank]
+        for key, sample in own + others:
+            if not claims.take(key):
+                continue
+            if key not in self.store:
+                yield sample
+            elif key in self.damaged and _undamaged(self.store, key) is None:
+                self.store.discard(key)
+                self.report.replaced += 1
+                yield sample
+            else:  # made meanwhile
+                claims.release(key)
+
+    def _settle(self, sample: Sample, claims: Claims, problem: str | None = None) -> None:
+        key = self.keys[sample.id]
+        if problem is not None:
+            self.failed[key] = problem
+        self._drop(key)
+        if self.team:
+            self.team.settle(self.label, key, self.count[key], problem)
+        claims.release(key)
+        self._say()
+
+    def _drop_settled(self) -> None:
+        """Takes what other processes have settled off the missing."""
+        problems = self.team.problems() if self.team else {}
+        self.elsewhere = self.team.settled(self.label) if self.team else 0
+        for key in list(self.missing):
+            if key in problems:
+                self.failed[key] = problems[key]
+                self._drop(key)
+            elif key in self.store and (key not in self.damaged or _undamaged(self.store, key) is not None):
+                self._drop(key)
+        self._say()
+
+    def _drop(self, key: str) -> None:
+        del self.missing[key]
+        self.damaged.discard(key)
+        self.done += self.count[key]
+
+    def _say(self) -> None:
+        """Progress of all processes together."""
+        if self.progress:
+            others = self.team.settled(self.label) - self.elsewhere if self.team else 0
+            self.progress(min(self.done + others, len(self.samples)), len(self.samples))
 
 
 def _undamaged(store: PriorStore, key: str) -> MotionPrior | None:
@@ -140,5 +260,5 @@ def _undamaged(store: PriorStore, key: str) -> MotionPrior | None:
         return None
 
 
-def _facts(prior: MotionPrior) -> dict[str, Any]:
-    return {name: prior.provenance[name] for name in ("seconds", "notes") if prior.provenance.get(name)}
+def _facts(provenance: dict[str, Any]) -> dict[str, Any]:
+    return {name: provenance[name] for name in ("seconds", "notes") if provenance.get(name)}

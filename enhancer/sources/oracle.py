@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import Progress, SourceContext, shared_text
+from enhancer.sources import SourceContext, shared_text
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.grid import TokenGrid, frame_spans
 from vdm_priors.prior import MotionPrior
@@ -33,15 +33,13 @@ class OracleSource:
         return content_key(source=self.name, video=file_digest(sample.video), rows=ROWS,
                            sampling=dataclasses.asdict(self._context.sampling), text=shared_text(sample, self._context.text))
 
-    def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
+    def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """One prior a sample; a text no word of which has evidence gives a Problem."""
-        for done, sample in enumerate(samples, 1):
+        for sample in samples:
             try:
                 yield sample, self._prior(sample)
             except UserError as error:
                 yield sample, Problem(sample.id, str(error))
-            if progress:
-                progress(done, len(samples))
 
     def _prior(self, sample: Sample) -> MotionPrior:
         text = shared_text(sample, self._context.text)

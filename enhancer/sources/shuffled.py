@@ -15,7 +15,7 @@ asked about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import MotionSource, Progress, SourceContext
+from enhancer.sources import MotionSource, SourceContext
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore, content_key
@@ -73,9 +73,9 @@ class ShuffledSource:
         except UserError:
             return None
 
-    def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
+    def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """Needs the base source's priors in the store; a sample without one gives a Problem."""
-        for done, sample in enumerate(samples, 1):
+        for sample in samples:
             try:
                 donor, donor_key = self._donor(sample)
                 own = self._store.get(self._base.key(sample))
@@ -84,8 +84,6 @@ class ShuffledSource:
                     "same_question_type": donor.question_type == sample.question_type})
             except UserError as error:
                 yield sample, Problem(sample.id, f"no shuffled prior: {error}")
-            if progress:
-                progress(done, len(samples))
 
 
 def next_in_cycle(videos: list[Path], seed: int) -> dict[Path, Path]:

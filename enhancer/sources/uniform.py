@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import MotionSource, Progress, SourceContext
+from enhancer.sources import MotionSource, SourceContext
 from vdm_priors.errors import UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore, content_key
@@ -25,15 +25,13 @@ class UniformSource:
         """Hash of the base prior's key."""
         return content_key(source=self.name, base=self._base.key(sample))
 
-    def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
+    def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """Needs the base source's priors in the store; a sample without one gives a Problem."""
-        for done, sample in enumerate(samples, 1):
+        for sample in samples:
             try:
                 yield sample, flattened(self._store.get(self._base.key(sample)), self._base.name)
             except UserError as error:
                 yield sample, Problem(sample.id, f"no {self._base.name} prior to take the words from: {error}")
-            if progress:
-                progress(done, len(samples))
 
 
 def flattened(prior: MotionPrior, base_name: str) -> MotionPrior:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import Progress, SourceContext, shared_text
+from enhancer.processes import ahead
+from enhancer.sources import SourceContext, shared_text
 from enhancer.video.clip import Clip
 from vdm_priors.errors import ClipError, ModelError, SampleError, UserError
 from vdm_priors.extract import extract_priors
@@ -34,10 +35,18 @@ class VdmSource:
                            text=shared_text(sample, context.text), size=context.size, dtype=context.dtype,
                            teacher=context.teacher_fingerprint, settings=context.settings.effective())
 
-    def extract(self, samples: list[Sample], progress: Progress | None = None) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
-        """Yields a batch's priors as soon as the batch is through the teacher."""
+    def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
+        """Yields a batch's priors as soon as the batch is through the teacher, while a thread decodes the next batch."""
+        for decoded in ahead(self._decoded(samples)):
+            if isinstance(decoded, list):
+                yield from self._batch(decoded)
+            else:
+                yield decoded
+
+    def _decoded(self, samples: Iterable[Sample]) -> Iterator[list[tuple[Sample, Clip]] | tuple[Sample, Problem]]:
+        """Batches of clips with equally many frames, and in between the samples whose clip cannot be read."""
         waiting: dict[int, list[tuple[Sample, Clip]]] = {}  # by number of frames
-        size, done = self._context.batch_size, 0
+        size = self._context.batch_size
         for sample in samples:
             try:
                 clip = self._context.frames.get(sample.video, self._context.sampling)
@@ -46,15 +55,9 @@ class VdmSource:
                 continue
             batch = waiting.setdefault(len(clip.frames), [])
             batch.append((sample, clip))
-            full = len(batch) == size
-            if full or sum(map(len, waiting.values())) >= WAITING_BATCHES * size:
-                ready = waiting.pop(max(waiting, key=lambda count: len(waiting[count])))
-                yield from self._batch(ready)
-                done += len(ready)
-                if progress:
-                    progress(done, len(samples))
-        for batch in waiting.values():
-            yield from self._batch(batch)
+            if len(batch) == size or sum(map(len, waiting.values())) >= WAITING_BATCHES * size:
+                yield waiting.pop(max(waiting, key=lambda count: len(waiting[count])))
+        yield from waiting.values()
 
     def _batch(self, batch: list[tuple[Sample, Clip]]) -> list[tuple[Sample, MotionPrior | Problem]]:
         teacher = self._loaded_teacher()  # outside the try: without a teacher nothing can be made
