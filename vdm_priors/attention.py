@@ -1,4 +1,4 @@
-"""Exact attention probabilities of chosen rows, and a change of processors that undoes itself.
+"""Exact attention probabilities of chosen rows, where text and vision lie, and a change of processors that undoes itself.
 
 Legend: b batch, h heads, r query rows, k keys, d head width, s tokens of a stream.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -16,13 +17,59 @@ from vdm_priors.errors import ModelError
 CHUNK_ELEMENTS = 2**25  # probabilities held at once: 128 MiB in float32
 
 
-def probability_chunks(
-    q_bhrd: Tensor, k_bhkd: Tensor, scale: float, chunk_elements: int = CHUNK_ELEMENTS
-) -> Iterator[tuple[slice, Tensor]]:
-    """softmax(q Kᵀ · scale) over all keys, some rows at a time: (rows, float32 [b, h, rows, k]).
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One layer as heads are counted: its name, its model's place in `attention_models`, its processors' keys.
 
-    Each row sees all of its keys at once, so no log-sum-exp has to be carried between chunks;
-    at most `chunk_elements` probabilities (one row of all heads at least) exist at a time.
+    A joint layer has one processor; where text is attended to separately, self- and cross-attention are one layer.
+    """
+
+    name: str
+    model: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where text and vision tokens lie in an attention's sequence; `text` is empty where vision attends to itself."""
+
+    text: slice
+    vision: slice
+
+    @classmethod
+    def text_first(cls, text: int, tokens: int) -> Layout:
+        return cls(slice(0, text), slice(text, tokens))
+
+    @classmethod
+    def text_last(cls, text: int, tokens: int) -> Layout:
+        return cls(slice(tokens - text, tokens), slice(0, tokens - text))
+
+    @classmethod
+    def vision_only(cls, tokens: int) -> Layout:
+        return cls(slice(0, 0), slice(0, tokens))
+
+    @property
+    def text_tokens(self) -> int:
+        return self.text.stop - self.text.start
+
+    @property
+    def vision_tokens(self) -> int:
+        return self.vision.stop - self.vision.start
+
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.vision_tokens
+
+
+def probability_chunks(
+    q_bhrd: Tensor, k_bhkd: Tensor, scale: float, bias_bhrk: Tensor | None = None,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> Iterator[tuple[slice, Tensor]]:
+    """softmax(q Kᵀ · scale + bias) over all keys, some rows at a time: (rows, float32 [b, h, rows, k]).
+
+    `bias` is broadcast over heads and rows; −inf hides a key. Each row sees all of its keys at once, so no log-sum-exp
+    has to be carried between chunks; at most `chunk_elements` probabilities (one row of all heads at least) exist at a
+    time.
     """
     batch, heads, rows, _ = q_bhrd.shape
     step = max(1, chunk_elements // (batch * heads * k_bhkd.shape[2]))
@@ -30,23 +77,21 @@ def probability_chunks(
     for start in range(0, rows, step):
         chosen = slice(start, min(start + step, rows))
         logits_bhrk = (q_bhrd[:, :, chosen].float() * scale) @ k_bhdk
+        if bias_bhrk is not None:
+            logits_bhrk = logits_bhrk + bias_bhrk
         yield chosen, logits_bhrk.softmax(dim=-1)
 
 
 @contextmanager
-def swapped_processors(model: Any, build: Callable[[int, str, Any], Any]) -> Iterator[None]:
-    """Set `build(layer index, layer name, processor)` on every attention layer of a diffusers model.
+def swapped_processors(model: Any, build: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Set `build(key, processor)` on every attention layer of a diffusers model.
 
     Uses the public `attn_processors` and `set_attn_processor`; on exit the very same objects
     are back, whatever happened inside.
     """
     before = dict(model.attn_processors)
     try:
-        built = {
-            key: build(index, key.removesuffix(".processor"), processor)
-            for index, (key, processor) in enumerate(before.items())
-        }
-        model.set_attn_processor(built)
+        model.set_attn_processor({key: build(key, processor) for key, processor in before.items()})
         yield
     finally:
         model.set_attn_processor(dict(before))  # diffusers empties the dict that it is given

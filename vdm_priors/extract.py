@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vdm_priors.conditioning import TextInput, repeat_text
 from vdm_priors.errors import ClipError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
@@ -153,7 +154,7 @@ def _frame_weights(grid: TokenGrid, settings: ExtractionSettings) -> Tensor | fl
 def run_teacher(
     teacher: Any,
     latents: Tensor,
-    embeds: Tensor,
+    embeds: TextInput,
     request: HarvestRequest,
     settings: ExtractionSettings,
     on_step: Callable[[str, int, int], None] | None = None,
@@ -168,7 +169,7 @@ def run_teacher(
             return None
         return lambda step, t, x: on_step(phase, step, settings.steps)
 
-    empty = teacher.encode_text([""])[0].expand(len(latents), -1, -1)
+    empty = repeat_text(teacher.encode_text([""])[0], len(latents))
 
     def denoise(trajectory: InversionTrajectory) -> Tensor:
         return reconstruct(
@@ -231,7 +232,7 @@ def _reconstruction(
         quality[index]["latent_relative_l2"] = float((x - x0).norm() / size)
     if not settings.reconstruction:
         return quality, None
-    decoded = teacher.decode(rebuilt).clamp(-1, 1)
+    decoded = teacher.decode(rebuilt, pixels.shape[2]).clamp(-1, 1)
     for index, (y, original) in enumerate(zip(decoded, pixels, strict=True)):
         error = float(((y - original) / 2).square().mean())  # of a signal of peak 1
         psnr = -10 * torch.tensor(max(error, 1e-10)).log10()

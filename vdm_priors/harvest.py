@@ -8,6 +8,10 @@ Rows are softmax(q Kᵀ·scale) over **all** keys, text and vision, in float32; 
 for is kept, and never an S×S matrix at once. The model's outputs are bit for bit those without
 a harvest, and on exit its processors are the same objects as before, also after an error.
 
+Where text is attended to separately (Wan, LTX-Video), vision's rows over vision are those of the
+self-attention and its rows over text those of the cross-attention; each sums to 1 over its own
+keys. There text asks nothing of vision: see `Harvest.t2v` for what a text row means then.
+
 Legend: B harvested batch entries, H heads (layers × heads for head_scope "layer_head"), T text
 tokens, R vision rows, S_v vision tokens, L text length of the model's sequence.
 """
@@ -15,20 +19,39 @@ tokens, R vision rows, S_v vision tokens, L text length of the model's sequence.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vdm_priors.attention import probability_chunks, require_finite, swapped_processors
+from vdm_priors.attention import (
+    AttentionLayer,
+    Layout,
+    probability_chunks,
+    require_finite,
+    swapped_processors,
+)
 from vdm_priors.errors import ModelError
 from vdm_priors.memory import Streams
 
 DIRECTIONS = ("t2v", "v2t", "both")
 HEAD_SCOPES = ("head", "layer_head")
 MEMORY_COLUMNS = ("sum", "own")
+
+_recording: ContextVar[bool] = ContextVar("recording", default=True)
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Forwards inside leave no trace in a harvest: those of the negative text, where it has a call of its own."""
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,19 +97,29 @@ class HarvestRequest:
 
 
 class Harvest:
-    """Sums of what was asked for; `t2v`, `v2t` and `v2v` are their means, None if not asked for."""
+    """Sums of what was asked for; `t2v`, `v2t` and `v2v` are their means, None if not asked for.
 
-    def __init__(self, request: HarvestRequest, layers: dict[int, str]) -> None:
+    With head_scope "layer_head", H counts the layers that were run: of a model in two stages,
+    those of the stages that the timesteps met.
+    """
+
+    def __init__(self, request: HarvestRequest, layers: dict[int, AttentionLayer]) -> None:
         self.request = request
         self.layers = layers
         self.forwards = 0
-        self._slot = {index: slot for slot, index in enumerate(layers)}
-        self._sums: dict[str, list[Tensor]] = {}
-        self._counts = [0] * len(layers)
+        # a forward runs one model, and begins with that model's first layer
+        self._first = {min(i for i in layers if layers[i].model == m) for m in {x.model for x in layers.values()}}
+        self._sums: dict[str, dict[int, Tensor]] = {}
+        self._counts: dict[str, dict[int, int]] = {}
 
     @property
     def t2v(self) -> Tensor | None:
-        """[B, H, T, S_v] float32: text rows over vision columns; a row sums to less than 1."""
+        """[B, H, T, S_v] float32: text rows over vision columns; a row sums to less than 1.
+
+        Of a cross-attention, in which only vision asks: every cell's probability of the word,
+        divided by its sum over the cells, so that a row sums to 1. It says where the word is
+        sought, not how much of the text's attention the vision gets.
+        """
         return self._mean("t2v", self.request.direction != "v2t")
 
     @property
@@ -101,59 +134,93 @@ class Harvest:
 
     @torch.no_grad()
     def record(
-        self, index: int, q_bhsd: Tensor, k_bhsd: Tensor, text: int, scale: float,
-        streams: Streams | None,
+        self, index: int, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, scale: float,
+        streams: Streams | None = None, bias_b11s: Tensor | None = None,
     ) -> None:
-        """Add one layer's rows of one forward: q, k [b, h, L + S_v, d] as attention uses them.
+        """Add one layer's rows of one forward: q, k [b, h, s, d] of a joint or a self-attention, as it uses them.
 
-        Called by the family's attention processor; `text` is L, text first. Raises ModelError
-        for a request that does not fit the forward, and for NaN or infinite probabilities.
+        Called by the family's attention processor; `bias` is added to the logits, −inf where a
+        key is hidden. Raises ModelError for a request that does not fit the forward, and for NaN
+        or infinite probabilities.
         """
-        request, slot = self.request, self._slot[index]
-        entries = self._entries(len(q_bhsd), text, q_bhsd.shape[2] - text, streams)
+        if not _recording.get():
+            return
+        request = self.request
+        entries = self._entries(len(q_bhsd), streams)
+        self._check_rows(layout.vision_tokens)
+        if layout.text_tokens:
+            self._check_text(layout.text_tokens)
         q = q_bhsd[torch.tensor(entries, device=q_bhsd.device)]
         if streams is None:
             k = k_bhsd[torch.tensor(entries, device=k_bhsd.device)]
+            bias = None if bias_b11s is None else bias_b11s[entries]
         else:
             k = streams.with_reference(k_bhsd, entries)
-        if slot == 0:
+            bias = None if bias_b11s is None else streams.with_reference(bias_b11s, entries, dim=3)
+        if index in self._first:
             self.forwards += 1
-        self._counts[slot] += 1
-        if request.direction != "v2t":
-            rows = q[:, :, : request.text_tokens]
-            self._add("t2v", index, self._over_vision(rows, k, text, q.shape[2], scale))
-        if request.direction != "t2v":
-            self._add("v2t", index, self._over_text(q[:, :, text:], k, scale))
+        if layout.text_tokens and request.direction != "v2t":
+            rows = q[:, :, layout.text][:, :, : request.text_tokens]
+            self._add("t2v", index, self._over_vision(rows, k, layout, scale, bias))
+        if layout.text_tokens and request.direction != "t2v":
+            self._add("v2t", index, self._over_text(q[:, :, layout.vision], k, layout.text.start, scale, bias))
         if request.rows is not None:
-            rows = q[:, :, text:][:, :, request.rows.to(q.device)]
-            self._add("v2v", index, self._over_vision(rows, k, text, q.shape[2], scale))
+            rows = q[:, :, layout.vision][:, :, request.rows.to(q.device)]
+            self._add("v2v", index, self._over_vision(rows, k, layout, scale, bias))
 
-    def _over_vision(self, q: Tensor, k: Tensor, text: int, tokens: int, scale: float) -> Tensor:
+    @torch.no_grad()
+    def record_cross(
+        self, index: int, q_bhsd: Tensor, k_bhld: Tensor, scale: float,
+        streams: Streams | None = None, bias_b11l: Tensor | None = None,
+    ) -> None:
+        """Add the rows of one layer's cross-attention: q [b, h, S_v, d] of vision, k [b, h, L, d] of text.
+
+        Otherwise as `record`. The layer's `record` comes before it and has counted the forward.
+        """
+        if not _recording.get():
+            return
+        entries = self._entries(len(q_bhsd), streams)
+        self._check_text(k_bhld.shape[2])
+        chosen = torch.tensor(entries, device=q_bhsd.device)
+        bias = None if bias_b11l is None else bias_b11l[entries]
+        v2t = self._over_text(q_bhsd[chosen], k_bhld[chosen], 0, scale, bias)
+        if self.request.direction != "t2v":
+            self._add("v2t", index, v2t)
+        if self.request.direction != "v2t":
+            # a token that no cell sees has no place: its row stays 0 instead of becoming NaN
+            tiny = torch.finfo(v2t.dtype).tiny
+            self._add("t2v", index, v2t / v2t.sum(dim=-1, keepdim=True).clamp(min=tiny))
+
+    def _over_vision(
+        self, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+    ) -> Tensor:
         """Probabilities [B, h, rows, S_v] of query rows over the vision columns."""
-        kept = q.new_empty(*q.shape[:3], tokens - text, dtype=torch.float32)
-        for chosen, p in probability_chunks(q, k, scale):
-            kept[:, :, chosen] = p[..., text:tokens]
-            if self.request.memory_columns == "sum" and p.shape[-1] > tokens:
-                kept[:, :, chosen] += p[..., tokens + text :]
+        kept = q.new_empty(*q.shape[:3], layout.vision_tokens, dtype=torch.float32)
+        for chosen, p in probability_chunks(q, k, scale, bias):
+            kept[:, :, chosen] = p[..., layout.vision]
+            if self.request.memory_columns == "sum" and p.shape[-1] > layout.tokens:
+                kept[:, :, chosen] += p[..., layout.tokens :][..., layout.vision]
         return kept
 
-    def _over_text(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """Probabilities [B, h, T, S_v] of all vision rows over the first T text columns."""
+    def _over_text(self, q: Tensor, k: Tensor, first: int, scale: float, bias: Tensor | None) -> Tensor:
+        """Probabilities [B, h, T, S_v] of all vision rows over T text columns from `first`."""
+        columns = slice(first, first + self.request.text_tokens)
         kept = q.new_empty(*q.shape[:2], self.request.text_tokens, q.shape[2], dtype=torch.float32)
-        for chosen, p in probability_chunks(q, k, scale):
-            kept[..., chosen] = p[..., : self.request.text_tokens].transpose(2, 3)
+        for chosen, p in probability_chunks(q, k, scale, bias):
+            kept[..., chosen] = p[..., columns].transpose(2, 3)
         return kept
 
     def _add(self, name: str, index: int, values: Tensor) -> None:
         require_finite(
             values,
-            f"The attention ({name}) of layer {self.layers[index]}, recorded "
+            f"The attention ({name}) of layer {self.layers[index].name}, recorded "
             f"forward {self.forwards},",
             "Load the teacher in float32 or bfloat16 instead of float16, and check its weights.",
         )
-        sums = self._sums.setdefault(name, [])
-        place = self._slot[index] if self.request.head_scope == "layer_head" else 0
-        if place < len(sums):
+        sums, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
+        place = index if self.request.head_scope == "layer_head" else 0
+        counts[place] = counts.get(place, 0) + 1
+        if place in sums:
             if sums[place].shape != values.shape:
                 raise ModelError(
                     f"Harvest: {name} was [B, heads, rows, columns] = {list(sums[place].shape)}, "
@@ -162,7 +229,7 @@ class Harvest:
                 )
             sums[place] += values
         else:
-            sums.append(values)
+            sums[place] = values
 
     def _mean(self, name: str, asked: bool) -> Tensor | None:
         if not asked:
@@ -171,53 +238,63 @@ class Harvest:
             raise ModelError(
                 "Harvest: nothing was recorded. Run the teacher inside `with harvest(...)`."
             )
-        if self.request.head_scope == "head":
-            return self._sums[name][0] / sum(self._counts)
-        pairs = zip(self._sums[name], self._counts, strict=True)
-        return torch.cat([total / count for total, count in pairs], dim=1)
+        sums, counts = self._sums[name], self._counts[name]
+        return torch.cat([sums[place] / counts[place] for place in sorted(sums)], dim=1)
 
-    def _entries(self, batch: int, text: int, vision: int, streams: Streams | None) -> list[int]:
-        request = self.request
+    def _entries(self, batch: int, streams: Streams | None) -> list[int]:
         available = batch if streams is None else streams.generated
-        entries = list(range(available) if request.batch_index is None else request.batch_index)
+        asked = self.request.batch_index
+        entries = list(range(available) if asked is None else asked)
         if not entries or min(entries) < 0 or max(entries) >= available:
             raise ModelError(
                 f"Harvest: batch_index {entries} does not name entries of the {available} "
                 f"{'generated streams' if streams else 'clips'} of this forward."
             )
-        if request.text_tokens > text:
+        return entries
+
+    def _check_text(self, text: int) -> None:
+        if self.request.text_tokens > text:
             raise ModelError(
-                f"Harvest: {request.text_tokens} text tokens were asked for, the model has {text}."
+                f"Harvest: {self.request.text_tokens} text tokens were asked for, the model has {text}."
             )
-        if request.rows is not None and (len(request.rows) == 0 or int(request.rows.max()) >= vision):
+
+    def _check_rows(self, vision: int) -> None:
+        rows = self.request.rows
+        if rows is not None and (len(rows) == 0 or int(rows.max()) >= vision):
             raise ModelError(
                 f"Harvest: the rows must be vision tokens below {vision}, at least one; got "
-                f"{len(request.rows)} rows up to {int(request.rows.max()) if len(request.rows) else None}."
+                f"{len(rows)} rows up to {int(rows.max()) if len(rows) else None}."
             )
-        return entries
 
 
 @contextmanager
 def harvest(teacher: Any, request: HarvestRequest) -> Iterator[Harvest]:
-    """Record attention of every forward of `teacher.transformer` inside the context.
+    """Record attention of every forward of the teacher's transformers inside the context.
 
-    May be nested with `reference_memory` and with itself. Raises ModelError for layers that the
-    model does not have.
+    `teacher` has `attention_models`, `attention_layers` and `attention_processor`
+    (vdm_priors.families.Teacher). May be nested with `reference_memory` and with itself. Raises
+    ModelError for layers that the model does not have.
     """
-    names = [key.removesuffix(".processor") for key in teacher.transformer.attn_processors]
-    chosen = range(len(names)) if request.layers == "all" else request.layers
-    unknown = [index for index in chosen if not 0 <= index < len(names)]
+    layers = teacher.attention_layers
+    chosen = range(len(layers)) if request.layers == "all" else request.layers
+    unknown = [index for index in chosen if not 0 <= index < len(layers)]
     if unknown or len(chosen) == 0:
         raise ModelError(
             f"Harvest: layers {list(chosen)} cannot be harvested; the teacher has attention layers "
-            f"0 to {len(names) - 1}."
+            f"0 to {len(layers) - 1}."
         )
-    harvested = Harvest(request, {index: names[index] for index in sorted(set(chosen))})
+    harvested = Harvest(request, {index: layers[index] for index in sorted(set(chosen))})
+    with ExitStack() as stack:
+        for number, model in enumerate(teacher.attention_models):
+            of_key = {
+                key: index for index, layer in harvested.layers.items() if layer.model == number for key in layer.keys
+            }
 
-    def build(index: int, layer: str, processor: Any) -> Any:
-        if index not in harvested.layers:
-            return processor
-        return teacher.attention_processor(layer, processor, recorder=(index, harvested))
+            def build(key: str, processor: Any, of_key: dict[str, int] = of_key) -> Any:
+                if key not in of_key:
+                    return processor
+                name = key.removesuffix(".processor")
+                return teacher.attention_processor(name, processor, recorder=(of_key[key], harvested))
 
-    with swapped_processors(teacher.transformer, build):
+            stack.enter_context(swapped_processors(model, build))
         yield harvested

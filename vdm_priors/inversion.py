@@ -1,12 +1,11 @@
-"""DDIM inversion of a clip to noise, its reconstruction from that noise (v-prediction), and probing with fresh noise.
+"""Inversion of a clip to noise, its reconstruction from that noise, and probing with fresh noise.
 
-Equations: TEACHER.md, "DDIM inversion on CogVideoX"; DDIM (arXiv 2010.02502), eq. 12. Every ᾱ
-is the forward scheduler's own: diffusers' DDIMInverseScheduler drops `snr_shift_scale`. The
-level below a step is the next timestep of the list, never t − 1000 // steps, so that any number
-of steps meets the same levels up and down. Latents stay float32 between steps.
+The same for every family: which levels of noise there are and how one is left for the next says the teacher's own
+schedule (schedules.py: DDIM or flow matching), how guidance is computed its `guidance_kind`. Latents stay float32
+between steps.
 
 Legend: B clips, F latent frames, C channels, h×w latent pixels; L, D of text embeddings;
-x latents, v prediction, ᾱ the signal's share of variance (1 clean, 0 pure noise).
+x latents, v the network's prediction.
 """
 
 from __future__ import annotations
@@ -14,31 +13,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdm_priors.attention import require_finite
+from vdm_priors.conditioning import TextInput, join_texts, repeat_text
 from vdm_priors.errors import ModelError
+from vdm_priors.harvest import unrecorded
 from vdm_priors.memory import Streams, reference_memory
 
-OnStep = Callable[[int, int, Tensor], None]  # step (from 0), timestep, latents after the step
+OnStep = Callable[[int, float, Tensor], None]  # step (from 0), timestep, latents after the step
 
 
 @dataclass(frozen=True, eq=False)
 class InversionTrajectory:
     """A clip's way to noise.
 
-    latents: N+1 float32 [B, F, C, h, w], index 0 clean, index N noise; timesteps: N rising ones,
-    latents[k] lies at the noise level of timesteps[k-1]; embeds [B, L, D]: the text that it was
-    inverted under, which the reference stream reads again.
+    latents: N+1 float32 [B, F, C, h, w], index 0 clean, index N noise; timesteps: N, in the order of rising noise,
+    latents[k] lies at the noise level of timesteps[k-1]; embeds: the text that it was inverted under, which the
+    reference stream reads again.
     """
 
     latents: list[Tensor]
-    timesteps: list[int]
-    embeds: Tensor
+    timesteps: list[float]
+    embeds: TextInput
 
     @property
     def noise(self) -> Tensor:
@@ -47,78 +47,82 @@ class InversionTrajectory:
 
 @torch.no_grad()
 def invert(
-    teacher: Any, latents: Tensor, embeds: Tensor, steps: int = 5, on_step: OnStep | None = None
+    teacher: Any, latents: Tensor, embeds: TextInput, steps: int = 5, on_step: OnStep | None = None,
+    refinements: int = 0,
 ) -> InversionTrajectory:
-    """Run latents [B, F, C, h, w] up to noise in `steps` DDIM steps under text `embeds` [B, L, D].
+    """Run latents [B, F, C, h, w] up to noise in `steps` steps under a text, the network called at the level above.
 
-    From level a = ᾱ below to b = ᾱ_t, the network called at t:
-    x0 = √a·x − √(1−a)·v;  ε = √a·v + √(1−a)·x;  x' = √b·x0 + √(1−b)·ε.
+    Each step first takes the prediction at x for that of its result, which is not yet known; each of `refinements`
+    calls the network again, at the result so far (fixed-point iteration, as ReNoise, arXiv 2403.14602): a smaller
+    round-trip error for as many forwards more.
     Raises ModelError naming the step if a latent becomes NaN or infinite.
     """
-    timesteps, levels = _levels(teacher, steps)
+    schedule = teacher.schedule(latents.shape)
+    levels = schedule.levels(steps)
     x = latents.float()
     _check_batch(x, embeds)
     trajectory = [x]
-    for step, t in enumerate(timesteps):
-        where = f"Inversion step {step + 1} of {steps} (t={t})"
-        a, b = levels[step], levels[step + 1]
-        v = _predict(teacher, x, t, embeds, where)
-        x0 = sqrt(a) * x - sqrt(1 - a) * v
-        noise = sqrt(a) * v + sqrt(1 - a) * x
-        x = sqrt(b) * x0 + sqrt(1 - b) * noise
+    for step, (below, above) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        where = f"Inversion step {step + 1} of {steps} (t={above.timestep:.4g})"
+        v = _predict(teacher, x, above.timestep, embeds, where)
+        result = schedule.up(x, v, below, above)
+        for _ in range(refinements):
+            v = _predict(teacher, result, above.timestep, embeds, where)
+            result = schedule.refined(x, result, v, below, above)
+        x = result
         _check_latents(x, where)
         trajectory.append(x)
         if on_step is not None:
-            on_step(step, t, x)
-    return InversionTrajectory(trajectory, timesteps, embeds)
+            on_step(step, above.timestep, x)
+    return InversionTrajectory(trajectory, [level.timestep for level in levels[1:]], embeds)
 
 
 @torch.no_grad()
 def probe(
-    teacher: Any, latents: Tensor, embeds: Tensor, steps: int = 5, ceiling: float = 0.5, seed: int = 0,
+    teacher: Any, latents: Tensor, embeds: TextInput, steps: int = 5, ceiling: float = 0.5, seed: int = 0,
     on_step: OnStep | None = None,
 ) -> None:
     """Call the network on the clip with fresh noise, for its attention alone: no inversion, nothing is denoised.
 
-    x = √ᾱ_t·x0 + √(1−ᾱ_t)·ε at `steps` timesteps, evenly spaced below `ceiling` of the schedule (the middles of equal
+    The clip is mixed with ε at `steps` levels, evenly spaced below `ceiling` of the schedule (the middles of equal
     parts). ε depends on `seed` and the step, not on the clip or its batch. A trial found low noise to localise best.
     """
     _check_batch(latents, embeds)
-    total = len(teacher.alphas_cumprod)
-    for step in range(steps):
-        t = min(int(total * ceiling * (step + 0.5) / steps), total - 1)
+    schedule = teacher.schedule(latents.shape)
+    for step, level in enumerate(schedule.probes(steps, ceiling)):
         generator = torch.Generator().manual_seed(seed * 1000 + step)
         noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device)
-        level = float(teacher.alphas_cumprod[t])
-        x = sqrt(level) * latents.float() + sqrt(1 - level) * noise
-        _predict(teacher, x, t, embeds, f"Noise probe {step + 1} of {steps} (t={t})")
+        x = schedule.mix(latents.float(), noise, level)
+        where = f"Noise probe {step + 1} of {steps} (t={level.timestep:.4g})"
+        _predict(teacher, x, level.timestep, embeds, where)
         if on_step is not None:
-            on_step(step, t, x)
+            on_step(step, level.timestep, x)
 
 
 @torch.no_grad()
 def reconstruct(
     teacher: Any,
     trajectory: InversionTrajectory,
-    embeds: Tensor,
-    negative_embeds: Tensor | None = None,
+    embeds: TextInput,
+    negative_embeds: TextInput | None = None,
     guidance: float = 6.0,
     memory: bool = True,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Denoise the trajectory's noise under text `embeds` [B, L, D]; latents [B, F, C, h, w].
+    """Denoise the trajectory's noise under a text; latents [B, F, C, h, w].
 
-    guidance ≤ 1 makes no guidance pass; otherwise v = v_neg + guidance·(v_text − v_neg), with
-    the empty text where `negative_embeds` is None. `memory` adds the reference stream, which
-    replays the trajectory: its latent at exactly t, under the text it was inverted with; one
-    reference serves both guidance passes, and its prediction is thrown away. One forward a step,
-    in batch order [text, negative, reference]: harvest entries 0..B-1.
-
-    From ᾱ_t to ᾱ below: x0 = √ᾱ_t·x − √(1−ᾱ_t)·v; A = √((1−ᾱ_prev)/(1−ᾱ_t));
-    B = √ᾱ_prev − √ᾱ_t·A; x' = A·x + B·x0.
+    guidance ≤ 1 makes no guidance pass; otherwise v = v_neg + guidance·(v_text − v_neg), with the empty text where
+    `negative_embeds` is None. A teacher that was distilled to be told the guidance is told it, and makes no pass.
+    `memory` adds the reference stream, which replays the trajectory: its latent at exactly t, under the text it was
+    inverted with; its prediction is thrown away. One forward a step in batch order [text, negative, reference], or two
+    ([text, reference], then [negative, reference]) where the family calls its network for each: harvest entries
+    0..B-1, the text's.
     Raises ModelError naming the step if a latent becomes NaN or infinite.
     """
-    timesteps, levels = _levels(teacher, len(trajectory.timesteps))
+    schedule = teacher.schedule(trajectory.noise.shape)
+    steps = len(trajectory.timesteps)
+    levels = schedule.levels(steps)
+    timesteps = [level.timestep for level in levels[1:]]
     if timesteps != trajectory.timesteps:
         raise ModelError(
             f"The trajectory's timesteps {trajectory.timesteps} are not this teacher's "
@@ -126,57 +130,54 @@ def reconstruct(
         )
     x = trajectory.noise
     _check_batch(x, embeds)
-    guided = guidance > 1
-    texts = [embeds]
-    if guided:
-        if negative_embeds is None:
-            negative_embeds = teacher.encode_text([""])[0].expand(len(x), -1, -1)
-        texts.append(negative_embeds)
-    if memory:
-        texts.append(trajectory.embeds)
-    all_embeds = torch.cat(texts)
-    passes = 2 if guided else 1
-    streams = Streams.of_clips(len(x), guided)
+    told = {"guidance": max(guidance, 1.0)} if teacher.guidance_kind == "embedded" else {}
+    guided = guidance > 1 and not told
+    if guided and negative_embeds is None:
+        negative_embeds = repeat_text(teacher.encode_text([""])[0], len(x))
+    apart = guided and teacher.guidance_kind == "separate"
+    streams = Streams.of_clips(len(x), guided and not apart)
+    reference_text = [trajectory.embeds] if memory else []
     with reference_memory(teacher, streams) if memory else nullcontext():
-        for step in reversed(range(len(timesteps))):
-            t = timesteps[step]
-            done = len(timesteps) - 1 - step
-            where = f"Denoising step {done + 1} of {len(timesteps)} (t={t})"
-            batch = [x] * passes + ([trajectory.latents[step + 1]] if memory else [])
-            v = _predict(teacher, torch.cat(batch), t, all_embeds, where)
+        for step in reversed(range(steps)):
+            below, above = levels[step], levels[step + 1]
+            done = steps - 1 - step
+            where = f"Denoising step {done + 1} of {steps} (t={above.timestep:.4g})"
+            reference = [trajectory.latents[step + 1]] if memory else []
+
+            def forward(texts: list[TextInput]) -> Tensor:
+                batch = torch.cat([x] * len(texts) + reference)
+                return _predict(teacher, batch, above.timestep, join_texts(texts + reference_text), where, **told)
+
+            v = forward([embeds, negative_embeds] if guided and not apart else [embeds])
             v_text = v[: len(x)]
             if guided:
-                v_negative = v[len(x) : 2 * len(x)]
+                if apart:
+                    with unrecorded():
+                        v_negative = forward([negative_embeds])[: len(x)]
+                else:
+                    v_negative = v[len(x) : 2 * len(x)]
                 v_text = v_negative + guidance * (v_text - v_negative)
-            now, below = levels[step + 1], levels[step]
-            x0 = sqrt(now) * x - sqrt(1 - now) * v_text
-            keep = sqrt((1 - below) / (1 - now))
-            x = keep * x + (sqrt(below) - sqrt(now) * keep) * x0
+            x = schedule.down(x, v_text, above, below)
             _check_latents(x, where)
             if on_step is not None:
-                on_step(done, t, x)
+                on_step(done, above.timestep, x)
     return x
 
 
-def _levels(teacher: Any, steps: int) -> tuple[list[int], list[float]]:
-    """Rising timesteps [N] and ᾱ [N+1]: the clean level, then that of every timestep."""
-    timesteps = sorted(int(t) for t in teacher.timesteps(steps))
-    alphas = [float(teacher.alphas_cumprod[t]) for t in timesteps]
-    return timesteps, [float(teacher.final_alpha_cumprod), *alphas]
-
-
-def _predict(teacher: Any, latents: Tensor, t: int, embeds: Tensor, where: str) -> Tensor:
+def _predict(
+    teacher: Any, latents: Tensor, t: float, embeds: TextInput, where: str, **told: float
+) -> Tensor:
     try:
-        return teacher.predict(latents, t, embeds).float()
+        return teacher.predict(latents, t, embeds, **told).float()
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
 
 
-def _check_batch(latents: Tensor, embeds: Tensor) -> None:
+def _check_batch(latents: Tensor, embeds: TextInput) -> None:
     if latents.ndim != 5 or len(latents) != len(embeds):
         raise ValueError(
             f"Latents must be [B, F, C, h, w] with one text each, got {list(latents.shape)} and "
-            f"texts {list(embeds.shape)}."
+            f"{len(embeds)} texts."
         )
 
 

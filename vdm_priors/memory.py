@@ -3,15 +3,16 @@
 Two kinds of stream share a batch. A generated stream's queries attend to the keys and values of
 [text_gen, vision_gen, text_ref, vision_ref]; a reference stream attends to itself only, so its
 activations are those of running it alone. Both have the same rotary positions on vision, none
-on text (TEACHER.md, "Cross-stream memory").
+on text (TEACHER.md, "Cross-stream memory"). Where text is attended to separately, the streams
+share the keys and values of vision's self-attention, and each reads its own text.
 
 Legend: b batch, g generated entries, h heads, s tokens of one stream, d head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,35 +53,56 @@ class Streams:
                 f"the layout describes inside reference_memory()."
             )
 
-    def with_reference(self, values_bhsd: Tensor, entries: list[int] | None = None) -> Tensor:
-        """Keys or values [n, h, 2s, d] that the generated `entries` (default: all) attend to."""
+    def with_reference(
+        self, values: Tensor, entries: list[int] | None = None, dim: int = 2
+    ) -> Tensor:
+        """What the generated `entries` (default: all) attend to: keys or values [n, h, 2s, d].
+
+        `dim` is the tokens' dimension, that of keys and values unless said.
+        """
         entries = list(range(self.generated)) if entries is None else entries
-        own = torch.tensor(entries, device=values_bhsd.device)
-        reference = torch.tensor(
-            [self.reference_of[i] for i in entries], device=values_bhsd.device
-        )
-        return torch.cat([values_bhsd[own], values_bhsd[reference]], dim=2)
+        own = torch.tensor(entries, device=values.device)
+        reference = torch.tensor([self.reference_of[i] for i in entries], device=values.device)
+        return torch.cat([values[own], values[reference]], dim=dim)
 
 
-def attend(q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, streams: Streams | None) -> Tensor:
-    """Attention output [b, h, s, d]; without streams exactly what diffusers computes."""
+def attend(
+    q_bhsd: Tensor,
+    k_bhsd: Tensor,
+    v_bhsd: Tensor,
+    streams: Streams | None,
+    mask_b11s: Tensor | None = None,
+    kernel: Callable[..., Tensor] = scaled_dot_product_attention,
+) -> Tensor:
+    """Attention output [b, h, s, d]; without streams exactly what diffusers computes.
+
+    `mask` (bool, or a bias that is added) hides keys; `kernel` is called as PyTorch's own is.
+    """
     if streams is None:
-        return scaled_dot_product_attention(q_bhsd, k_bhsd, v_bhsd)
+        return kernel(q_bhsd, k_bhsd, v_bhsd, attn_mask=mask_b11s)
     streams.check(len(q_bhsd))
     g = streams.generated
-    generated = scaled_dot_product_attention(
-        q_bhsd[:g], streams.with_reference(k_bhsd), streams.with_reference(v_bhsd)
+    seen = None if mask_b11s is None else streams.with_reference(mask_b11s, dim=3)
+    generated = kernel(
+        q_bhsd[:g], streams.with_reference(k_bhsd), streams.with_reference(v_bhsd), attn_mask=seen
     )
-    reference = scaled_dot_product_attention(q_bhsd[g:], k_bhsd[g:], v_bhsd[g:])
-    return torch.cat([generated, reference])
+    alone = None if mask_b11s is None else mask_b11s[g:]
+    return torch.cat([generated, kernel(q_bhsd[g:], k_bhsd[g:], v_bhsd[g:], attn_mask=alone)])
 
 
 @contextmanager
 def reference_memory(teacher: Any, streams: Streams) -> Iterator[None]:
-    """Inside, every forward of the teacher's transformer is a batch of these streams."""
+    """Inside, every forward of the teacher's transformers is a batch of these streams."""
+    layers: dict[int, set[str]] = {}
+    for layer in teacher.attention_layers:
+        layers.setdefault(layer.model, set()).update(layer.keys)
+    with ExitStack() as stack:
+        for index, model in enumerate(teacher.attention_models):
 
-    def build(index: int, layer: str, processor: Any) -> Any:
-        return teacher.attention_processor(layer, processor, streams=streams)
+            def build(key: str, processor: Any, keys: set[str] = layers.get(index, set())) -> Any:
+                if key not in keys:
+                    return processor
+                return teacher.attention_processor(key.removesuffix(".processor"), processor, streams=streams)
 
-    with swapped_processors(teacher.transformer, build):
+            stack.enter_context(swapped_processors(model, build))
         yield

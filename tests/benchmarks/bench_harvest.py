@@ -31,7 +31,8 @@ from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import apply_rotary_emb, get_3d_rotary_pos_embed
 from torch import Tensor
 
-from vdm_priors.families._cogvideox_attention import attention_processor
+from vdm_priors.attention import AttentionLayer
+from vdm_priors.families._cogvideox_attention import CogVideoXAttention
 from vdm_priors.harvest import HarvestRequest, harvest
 
 SIZES = {2016: (7, 36, 32), 4032: (14, 36, 32)}  # vision tokens: latent frames, rows, columns; patches are 2 × 2
@@ -79,7 +80,10 @@ def measure(way: str, vision: int) -> dict:
     rotary = get_3d_rotary_pos_embed(WIDTH, ((0, 0), grid), grid, frames)
     inputs = dict(hidden_states=torch.randn(1, frames, 4, rows, columns),
                   encoder_hidden_states=torch.randn(1, TEXT, 32), timestep=torch.tensor([500]), image_rotary_emb=rotary, return_dict=False)
-    teacher = SimpleNamespace(transformer=transformer, attention_processor=attention_processor)
+    layers = [AttentionLayer(key, 0, (key,)) for key in transformer.attn_processors]
+    teacher = SimpleNamespace(attention_models=[transformer], attention_layers=layers,
+                              attention_processor=lambda layer, previous, recorder: CogVideoXAttention.extending(
+                                  layer, previous, recorder, None))
     seconds, kept = [], None
     before = peak_mb()
     with torch.no_grad():

@@ -163,19 +163,6 @@ def test_epsilon_prediction_is_refused(tmp_path):
         load_teacher(folder)
 
 
-def test_temporal_patches_are_refused():
-    from types import SimpleNamespace
-
-    from vdm_priors.families.cogvideox import CogVideoX
-
-    teacher = tiny_teacher()
-    newer = CogVideoX.__new__(CogVideoX)
-    newer.__dict__.update(teacher.__dict__)
-    newer.transformer = SimpleNamespace(config=SimpleNamespace(patch_size_t=2, ofs_embed_dim=None))
-    with pytest.raises(ModelError, match="CogVideoX 1.5"):
-        newer._check_supported()
-
-
 def test_unknown_processors_are_refused():
     from vdm_priors.harvest import HarvestRequest, harvest
 

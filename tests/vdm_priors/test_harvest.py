@@ -63,7 +63,7 @@ def dense(teacher, call, heads=2):
 def test_rows_are_the_dense_softmax(rotary, monkeypatch):
     monkeypatch.setattr(
         harvest_module, "probability_chunks",
-        lambda q, k, scale: probability_chunks(q, k, scale, chunk_elements=2 * 2 * 64 * 7),
+        lambda q, k, scale, bias: probability_chunks(q, k, scale, bias, chunk_elements=2 * 2 * 64 * 7),
     )  # seven rows at a time, so that chunks do not divide the rows
     teacher = tiny_teacher(rotary=rotary)
     latents, embeds = inputs(2)

@@ -10,6 +10,7 @@ import torch
 from tests.vdm_priors.tiny_teacher import generator, tiny_teacher
 from vdm_priors.errors import ModelError
 from vdm_priors.inversion import invert, reconstruct
+from vdm_priors.schedules import DdimSchedule
 
 
 def scheduler(snr_shift_scale=1.0):
@@ -30,6 +31,11 @@ class Oracle:
         self.final_alpha_cumprod = float(self.scheduler.final_alpha_cumprod)
         self.basis = torch.stack([x0.double(), noise.double()], dim=-1).flatten(1, -2)
         self.called = []
+
+    guidance_kind = "batched"
+
+    def schedule(self, shape):
+        return DdimSchedule(self.alphas_cumprod, self.final_alpha_cumprod, self.timesteps)
 
     def timesteps(self, steps):
         self.scheduler.set_timesteps(steps)

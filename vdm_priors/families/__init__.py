@@ -19,9 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vdm_priors.attention import AttentionLayer
+from vdm_priors.conditioning import TextInput
 from vdm_priors.errors import ModelError
 from vdm_priors.fingerprint import hub_commit
 from vdm_priors.grid import TokenGrid
+from vdm_priors.schedules import Schedule
 
 INDEX_FILE = "model_index.json"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -30,27 +33,36 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class Teacher(Protocol):
     """What extraction asks of a family. Legend: B clips, N frames, F latent frames, L text tokens.
 
-    `transformer` has diffusers' attn_processors interface; `max_text_tokens` is L;
-    `trained_frames` is N of the clips it was trained on; `alphas_cumprod` [T] and
-    `final_alpha_cumprod` are the forward scheduler's own.
+    attention_models: the networks, with diffusers' attn_processors interface; a model in stages has several.
+    attention_layers: their attention layers over vision, as heads are counted.
+    attention_processor: one that computes bit for bit what `previous` does and also tells a recorder
+        (layer index, Harvest) of it, or also attends to a reference stream.
+    schedule: the model's own levels of noise for latents [B, F, C, h, w] (vdm_priors.schedules).
+    guidance_kind: "batched" text and negative text share a forward, "separate" each has its own,
+        "embedded" the network is told the guidance: `predict` then takes `guidance`.
+    encode_text: what `predict` takes for a text, and the characters of each of its L tokens; special and padding
+        tokens have empty spans, whatever attention they get, so that they are never part of a word.
+    predict: v of the schedule's kind, float32 [B, F, C, h, w]; latents are float32 between steps, the networks
+        run in the number format they were loaded in.
+    max_text_tokens is L; trained_frames is N of the clips that it was trained on, or that its pipeline makes.
     """
 
     folder: Path
-    transformer: Any
     max_text_tokens: int
     trained_frames: int
-    alphas_cumprod: Tensor
-    final_alpha_cumprod: float
+    guidance_kind: str
+    attention_models: Sequence[Any]
+    attention_layers: Sequence[AttentionLayer]
 
     def fingerprint(self) -> str: ...
-    def timesteps(self, steps: int) -> list[int]: ...
+    def schedule(self, shape: Sequence[int]) -> Schedule: ...
     def check_frames(self, frames: int) -> None: ...
     def frame_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]: ...
     def prepare_frames(self, frames: Any, size: tuple[int, int] | None = None) -> Tensor: ...
     def encode_video(self, pixels: Tensor) -> Tensor: ...
-    def decode(self, latents: Tensor) -> Tensor: ...
-    def encode_text(self, texts: Sequence[str]) -> tuple[Tensor, list[list[tuple[int, int]]]]: ...
-    def predict(self, latents: Tensor, timestep: int, embeds: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor, frames: int | None = None) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str]) -> tuple[TextInput, list[list[tuple[int, int]]]]: ...
+    def predict(self, latents: Tensor, timestep: float, embeds: TextInput) -> Tensor: ...
     def token_grid(
         self,
         frame_times: Sequence[float],
