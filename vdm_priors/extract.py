@@ -8,6 +8,7 @@ Legend: B clips, H heads, T text tokens, F×h×w token grid, S = F·h·w, N word
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vdm_priors.conditioning import TextInput, repeat_text
-from vdm_priors.errors import ClipError
+from vdm_priors.confidence import confidence_report, word_weights
+from vdm_priors.errors import ClipError, RecipeError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
 from vdm_priors.heads import sample_rows
@@ -87,7 +89,7 @@ def extract_priors(
     pixels = torch.cat([teacher.prepare_frames(clip.frames, size) for clip in clips])
     grids = [teacher.token_grid(clip.times, clip.duration, clip.box, size) for clip in clips]
     latents = teacher.encode_video(pixels)
-    request = _request(grids[0], read, settings)
+    request = _request(grids[0], read, settings, len(teacher.attention_layers))
 
     harvested, trajectory, rebuilt = run_teacher(
         teacher, latents, embeds, request, settings, on_step
@@ -95,9 +97,9 @@ def extract_priors(
     quality, decoded = _reconstruction(teacher, pixels, latents, rebuilt, settings)
     common = {
         "source": "vdm",
-        "model": teacher.folder.name,
-        "fingerprint": teacher.fingerprint(),
+        **_describe(teacher),
         "settings": settings.effective(),
+        "seed": settings.effective().get("seed"),  # None where nothing is drawn at random
         "frame_size": list(pixels.shape[-2:]),
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
@@ -108,15 +110,22 @@ def extract_priors(
         words, maps, words_report = choose_words(
             maps_tfhw, read[index], grids[index], settings
         )
+        maps = maps * _frame_weights(grids[index], settings)
         prior = MotionPrior(
             text=read[index].text,
             words=words,
-            maps=maps * _frame_weights(grids[index], settings),
+            maps=maps,
             grid=grids[index],
-            weight=torch.ones(len(words)),
+            weight=word_weights(maps, grids[index], settings.confidence),
             provenance={
                 **common,
                 "seconds": [float(t) for t in clip.times],
+                "sampling": {
+                    "frames": len(clip.times),
+                    "duration": float(clip.duration),
+                    "box": [float(side) for side in clip.box],
+                },
+                "confidence": confidence_report(maps, grids[index]),
                 "head_scores": heads_report,
                 "word_scores": words_report,
                 "reconstruction": quality[index],
@@ -135,6 +144,25 @@ def extract_priors(
             else prior
         )
     return results
+
+
+def _describe(teacher: Any) -> dict[str, Any]:
+    """Model, revision and scheduler for the provenance.
+
+    revision: the hub's commit; None for a folder of one's own, which only its fingerprint tells from others.
+    """
+    fingerprint = teacher.fingerprint()
+    name, _, revision = fingerprint.partition("@")
+    settings = {key: value for key, value in teacher.scheduler.config.items() if not key.startswith("_")}
+    return {
+        "model": name if revision else teacher.folder.name,
+        "revision": revision or None,
+        "fingerprint": fingerprint,
+        # a scheduler made in code may hold arrays; str is enough to tell them apart
+        "scheduler": {
+            "class": type(teacher.scheduler).__name__, "settings": json.loads(json.dumps(settings, default=str))
+        },
+    }
 
 
 def _frame_weights(grid: TokenGrid, settings: ExtractionSettings) -> Tensor | float:
@@ -197,8 +225,15 @@ def run_teacher(
 
 
 def _request(
-    grid: TokenGrid, read: list[TeacherText], settings: ExtractionSettings
+    grid: TokenGrid, read: list[TeacherText], settings: ExtractionSettings, layers: int
 ) -> HarvestRequest:
+    """What to harvest from a teacher of `layers` attention layers. Raises RecipeError for layers it does not have."""
+    strange = [layer for layer in settings.layers or () if not -layers <= layer < layers]
+    if strange:
+        raise RecipeError(
+            f"teacher.extraction.layers names {strange}, but the teacher has attention layers 0 to {layers - 1} "
+            f"(-{layers} to -1 from the last). Name some of these; null takes all."
+        )
     rows = settings.rows
     if rows == "auto":
         rows = "all" if grid.num_tokens < ALL_ROWS_BELOW else AUTO_ROWS
@@ -207,6 +242,7 @@ def _request(
         rows=sample_rows(grid, rows, settings.seed) if settings.head_selection else None,
         direction=settings.direction,
         batch_index=range(len(read)),  # the text entries of reconstruct's batch
+        layers="all" if settings.layers is None else [layer % layers for layer in settings.layers],
         head_scope=settings.head_scope,
         memory_columns=settings.memory_columns,
     )

@@ -15,7 +15,8 @@ from torch import Tensor
 from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest
-from vdm_priors.heads import MotionMask, head_metrics, select_heads
+from vdm_priors.head_errors import sampling_errors
+from vdm_priors.heads import BandMask, MotionMask, row_statistics, select_heads
 from vdm_priors.settings import ExtractionSettings
 from vdm_priors.tokens import motion_terms, select_tokens
 from vdm_priors.words import Word, split_words, tokens_of_words
@@ -49,18 +50,32 @@ def read_text(text: str, offsets: Sequence[tuple[int, int]]) -> TeacherText:
     return TeacherText(text, words, tokens, max(used))
 
 
+def motion_mask(settings: ExtractionSettings) -> MotionMask | BandMask:
+    """The mask M that settings name."""
+    if settings.mask == "band":
+        return BandMask(settings.band_width, settings.band_unit, settings.band_order, settings.mask_own_frame)
+    return MotionMask(settings.mask_radius, settings.mask_own_frame)
+
+
 def choose_heads(
     harvested: Harvest,
     rows: Tensor | None,
     clip: int,
     grid: TokenGrid,
     settings: ExtractionSettings,
-) -> tuple[Tensor | None, dict[str, list] | None]:
-    """Bool [H] of the selected heads and their report; None for all (MHS off)."""
+) -> tuple[Tensor | None, dict[str, Any] | None]:
+    """Bool [H] of the selected heads and their report; None for all (MHS off).
+
+    The report has a list over heads of each metric, the score, and whether the head was selected; `rows`, how many
+    query rows of how many cells they stand on; `error`, the metrics' and the score's standard errors, and
+    `exchanged`, how many of the selected heads another draw of rows is expected to exchange (vdm_priors.head_errors;
+    None where the rows are too few to tell).
+    """
     if not settings.head_selection:
         return None, None
-    mask = MotionMask(settings.mask_radius, settings.mask_own_frame)
-    metrics = head_metrics(harvested.v2v[clip], grid, mask, rows)
+    statistics = row_statistics(harvested.v2v[clip], grid, motion_mask(settings), rows)
+    metrics = statistics.metrics()
+    errors = sampling_errors(statistics, settings.head_ratio)
     selected = select_heads(metrics, settings.head_ratio)
     report = {
         "dfc": metrics.dfc.tolist(),
@@ -68,8 +83,16 @@ def choose_heads(
         "dsr": metrics.dsr.tolist(),
         "score": metrics.score().tolist(),
         "selected": selected.tolist(),
+        "rows": [len(statistics.rows), int(grid.valid.sum())],
+        "error": errors and {name: _short(getattr(errors, name)) for name in ("dfc", "tcs", "dsr", "score")},
+        "exchanged": errors and errors.exchanged,
     }
     return selected, report
+
+
+def _short(errors: Tensor) -> list[float]:
+    """Three digits, more than an error is known to; files stay small."""
+    return [float(f"{error:.3g}") for error in errors.tolist()]
 
 
 def text_maps(

@@ -10,8 +10,10 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from vdm_priors.confidence import CONFIDENCES
 from vdm_priors.errors import RecipeError
 from vdm_priors.harvest import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS
+from vdm_priors.masks import BAND_ORDERS, BAND_UNITS, MASKS
 
 
 def _option(
@@ -28,6 +30,7 @@ def _option(
 
 
 FRAME_WEIGHTS = ("span", "token")
+LATER = {"mask": "place", "layers": None, "confidence": "none"}  # at these, keys are those of before the option existed
 
 
 @dataclass
@@ -39,10 +42,12 @@ class ExtractionSettings:
     guidance, memory             with harvest_at inversion or noise, and reconstruction off: nothing is denoised
     memory_columns               with harvest_at inversion or noise, or memory off: no reference is looked at
     guidance of 1 and less       all the same: no guidance pass
-    rows, head_ratio, mask_*     with head_selection off
+    rows, head_ratio, mask*, band_*   with head_selection off
+    mask_radius                  with mask band, and band_* with mask place
     noise_ceiling                without harvest_at noise
     seed                         with head_selection off, or rows all, and no harvest_at noise: nothing is drawn
     token_ratio                  with token_selection off
+    LATER's keys stay out at their defaults, so that stores filled before these options existed remain in use.
     reconstruction never changes maps, but whether the prior's provenance has its PSNR. So it is
     part of the key: a prior without the figure is not reused where the figure is asked for.
     """
@@ -69,6 +74,10 @@ class ExtractionSettings:
         "auto", "vision query rows that heads are judged by: a number, all, or auto (all below "
         "4096 tokens, else 512)", min=1, pattern="auto|all",
     )
+    layers: list[int] | None = _option(
+        None, "attention layers that are harvested, numbered from 0, negative ones from the last; null is all. Heads are "
+        "averaged (or, with head_scope layer_head, judged) over these alone, and harvesting fewer is faster",
+    )
     head_selection: bool = _option(True, "keep motion-sensitive heads only (MHS); false keeps all")
     head_ratio: float = _option(0.5, "share of heads that is kept", min=0.001, max=1)
     head_scope: str = _option(
@@ -86,8 +95,30 @@ class ExtractionSettings:
         "(a causal VAE's first one stands for one frame, the others for four), token counts all latent frames alike",
         choices=FRAME_WEIGHTS,
     )
-    mask_radius: int = _option(1, "cells around a place that count as the same place", min=0, max=1000)
+    mask: str = _option(
+        "place", "which cells count as a query's place at other moments, when heads are judged: place is a square in the "
+        "picture (mask_radius); band is SparseVideoGen's, places that are near in reading order, across row ends (band_*)",
+        choices=MASKS,
+    )
+    mask_radius: int = _option(1, "with mask place: cells to each side of a place that count as the same place", min=0, max=1000)
     mask_own_frame: bool = _option(True, "the motion mask includes the query's own frame")
+    band_width: float = _option(2.0, "with mask band: how wide the band is, in band_unit", min=0.001, max=100000)
+    band_unit: str = _option(
+        "frames", "with mask band: frames counts the band in whole frames' tokens, as SparseVideoGen's and attention-gym's "
+        "`width` do (2 of 13 frames: places less than 2/13 of a frame apart); places counts the places themselves",
+        choices=BAND_UNITS,
+    )
+    band_order: str = _option(
+        "frame", "with mask band: frame bounds the distance of places alike in all pairs of frames (attention-gym); place "
+        "cuts the band from tokens sorted by place, then frame (SparseVideoGen's own layout; its edges slant with time)",
+        choices=BAND_ORDERS,
+    )
+    confidence: str = _option(
+        "none", "confidence gating: how much a word's prior counts in the student's alignment. none: all words alike; "
+        "concentration: by how far its map is from uniform; mobility: by how much it changes from frame to frame; both: "
+        "their product. Each lies in 0..1 and is well below 1 for most words: a larger training.alignment.weight makes up",
+        choices=CONFIDENCES,
+    )
     reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
     seed: int = _option(0, "seed of the sampled query rows", min=0)
 
@@ -95,7 +126,8 @@ class ExtractionSettings:
         """The settings that decide something beside the others (see above), in JSON types: keys and provenance."""
         used = asdict(self)
         used["guidance"] = max(float(self.guidance), 1.0)
-        inert = []
+        used["layers"] = None if self.layers is None else sorted(set(self.layers))
+        inert = [name for name, default in LATER.items() if used[name] == default]
         if self.harvest_at != "noise":
             inert += ["noise_ceiling"]
         if self.harvest_at != "denoise":
@@ -103,7 +135,11 @@ class ExtractionSettings:
         elif not self.memory:
             inert += ["memory_columns"]
         if not self.head_selection:
-            inert += ["rows", "head_ratio", "mask_radius", "mask_own_frame"]
+            inert += ["rows", "head_ratio", "mask", "mask_radius", "mask_own_frame"]
+        if not self.head_selection or self.mask != "band":
+            inert += ["band_width", "band_unit", "band_order"]
+        else:
+            inert += ["mask_radius"]
         if self.harvest_at != "noise" and (not self.head_selection or self.rows == "all"):
             inert += ["seed"]
         if not self.token_selection:
@@ -113,6 +149,8 @@ class ExtractionSettings:
     def validate(self) -> None:
         """Raises RecipeError naming every field that is out of its limits."""
         faults = [fault for f in fields(self) if (fault := _fault(f.name, getattr(self, f.name), f.metadata))]
+        if self.layers is not None and not self.layers:
+            faults.append("layers names no layer (null is all)")
         if faults:
             raise RecipeError(f"Extraction settings: {'; '.join(faults)}. Correct them.")
 
