@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.vdm_priors.tiny_teacher import random_clip, tiny_teacher
+from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError, SampleError
 from vdm_priors.extract import ExtractionSettings, extract_priors
 from vdm_priors.harvest import HarvestRequest, harvest
+from vdm_priors.heads import BandMask, head_metrics
 from vdm_priors.inversion import invert, reconstruct
 from vdm_priors.prior import MotionPrior
 from vdm_priors.tokens import motion_scores
@@ -103,6 +105,8 @@ def test_a_batch_gives_what_single_clips_give(direction):
         {"memory_columns": "own"},
         {"rows": 5},
         {"rows": "all", "mask_radius": 0, "mask_own_frame": False},
+        {"rows": "all", "mask": "band", "band_width": 1.0},
+        {"layers": [-1]},
         {"steps": 3},
     ],
 )
@@ -125,7 +129,11 @@ INERT = [  # where these settings hold, the keys behind them decide nothing
     ({"harvest_at": "inversion"}, {"guidance": 3.0, "memory": False, "memory_columns": "own"}),
     ({"memory": False}, {"memory_columns": "own"}),
     ({"guidance": 1.0}, {"guidance": 0.5}),
-    ({"head_selection": False}, {"rows": 7, "head_ratio": 0.25, "mask_radius": 2, "mask_own_frame": False, "seed": 3}),
+    ({"head_selection": False}, {"rows": 7, "head_ratio": 0.25, "mask_radius": 2, "mask_own_frame": False, "seed": 3,
+                                 "mask": "band", "band_width": 1.0, "band_unit": "places", "band_order": "place"}),
+    ({"mask": "place"}, {"band_width": 1.0, "band_unit": "places", "band_order": "place"}),
+    ({"mask": "band"}, {"mask_radius": 2}),
+    ({"layers": [0, 1]}, {"layers": [1, 0, 1]}),
     ({"rows": "all"}, {"seed": 3}),
     ({"token_selection": False}, {"token_ratio": 0.25}),
 ]
@@ -143,11 +151,22 @@ def test_settings_that_decide_nothing_are_not_in_the_key(where, inert):
 
 def test_settings_that_decide_something_are_in_the_key():
     for name, value in (("guidance", 3.0), ("memory", False), ("memory_columns", "own"), ("rows", 7), ("seed", 3),
-                        ("head_ratio", 0.25), ("token_ratio", 0.25), ("reconstruction", False), ("steps", 4)):
+                        ("head_ratio", 0.25), ("token_ratio", 0.25), ("reconstruction", False), ("steps", 4),
+                        ("mask", "band"), ("layers", [0]), ("confidence", "both")):
         assert replace(ExtractionSettings(), **{name: value}).effective() != ExtractionSettings().effective(), name
     measured = ExtractionSettings(harvest_at="inversion")  # its PSNR is that of a guided denoising
     assert replace(measured, guidance=3.0).effective() != measured.effective()
     assert replace(measured, memory_columns="own").effective() == measured.effective()
+    band = ExtractionSettings(mask="band")
+    for name, value in (("band_width", 1.0), ("band_unit", "places"), ("band_order", "place"), ("mask_own_frame", False)):
+        assert replace(band, **{name: value}).effective() != band.effective(), name
+
+
+def test_options_that_came_later_leave_the_defaults_keys_as_they_were():
+    """Stores that were filled before these options existed remain in use."""
+    later = {"mask", "layers", "confidence", "mask_radius", "band_width", "band_unit", "band_order"}
+    assert not (later - {"mask_radius"}) & set(ExtractionSettings().effective())
+    assert later - {"mask_radius"} <= set(ExtractionSettings(mask="band", layers=[0], confidence="both").effective())
 
 
 def test_noise_harvest_against_a_plain_run():
@@ -209,8 +228,80 @@ def test_provenance_says_what_was_seen():
     assert said["not_covered"][-1] == "twice" and "Which" not in said["not_covered"]
     assert said["fingerprint"] == teacher.fingerprint() and said["frame_size"] == [32, 32]
     assert set(said["versions"]) == {"torch", "diffusers", "transformers"}
+    assert said["sampling"] == {"frames": 9, "duration": 1.125, "box": [0.0, 0.0, 1.0, 1.0]}
+    assert said["model"] == teacher.folder.name and said["revision"] is None
+    assert said["scheduler"]["class"] == "CogVideoXDDIMScheduler"
+    assert said["scheduler"]["settings"]["prediction_type"] == "v_prediction"
+    assert said["scheduler"]["settings"]["snr_shift_scale"] == 1.0
+    assert said["seed"] == 0  # of the query rows
+    assert said["confidence"] == confidence_report(prior.maps, prior.grid)
+    assert [len(measure["words"]) for measure in said["confidence"].values()] == [len(prior.words)] * 2
+    everything = replace(FAST, rows="all")
+    assert extract_priors(teacher, [random_clip()], [TEXT], everything)[0].provenance["seed"] is None
     (sized,) = extract_priors(teacher, [random_clip()], [TEXT], FAST, size=(16, 48))
     assert sized.grid.shape == (3, 2, 6)
+
+
+def test_a_hub_teacher_is_known_by_its_name_and_commit(monkeypatch):
+    teacher = tiny_teacher()
+    monkeypatch.setattr(type(teacher), "fingerprint", lambda self: "owner/name@" + "0123456789" * 4)
+    (prior,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, head_selection=False))
+    assert (prior.provenance["model"], prior.provenance["revision"]) == ("owner/name", "0123456789" * 4)
+
+
+def test_sampled_rows_have_errors_and_all_rows_none():
+    teacher = tiny_teacher()
+    (sampled,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, rows=18))
+    heads = sampled.provenance["head_scores"]
+    assert heads["rows"] == [18, 48]
+    assert all(len(errors) == 2 for errors in heads["error"].values())
+    assert set(heads["error"]) == {"dfc", "tcs", "dsr", "score"}
+    assert min(heads["error"]["dfc"]) > 0 and 0 <= heads["exchanged"] <= 1
+    (exact,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, rows="all"))
+    heads = exact.provenance["head_scores"]
+    assert heads["rows"] == [48, 48] and heads["exchanged"] == 0
+    assert set(sum(heads["error"].values(), [])) == {0.0}
+    (few,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, rows=3))
+    assert few.provenance["head_scores"]["error"] is None and few.provenance["head_scores"]["exchanged"] is None
+
+
+@pytest.mark.parametrize("order", ["frame", "place"])
+def test_heads_are_judged_by_the_mask_that_is_named(order):
+    teacher, clip = tiny_teacher(), random_clip()
+    settings = replace(FAST, rows="all", mask="band", band_width=2.0, band_unit="places", band_order=order,
+                       mask_own_frame=False, harvest_at="inversion")
+    (prior,) = extract_priors(teacher, [clip], [TEXT], settings)
+    latents, (embeds, _) = teacher.encode_video(teacher.prepare_frames(clip.frames)), teacher.encode_text([TEXT])
+    with harvest(teacher, HarvestRequest(1, rows=torch.arange(48))) as harvested:
+        invert(teacher, latents, embeds, 2)
+    metrics = head_metrics(harvested.v2v[0], prior.grid, BandMask(2.0, "places", order, own_frame=False))
+    assert prior.provenance["head_scores"]["dfc"] == pytest.approx(metrics.dfc.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("layers", [[0], [-1], [1, 0]])
+def test_layers_are_the_ones_named(layers):
+    """Maps by hand: of all layers apart, the mean over the named ones."""
+    teacher, clip = tiny_teacher(), random_clip()
+    settings = replace(FAST, head_selection=False, token_selection=False, frame_weight="token", harvest_at="inversion")
+    (prior,) = extract_priors(teacher, [clip], [TEXT], replace(settings, layers=layers))
+    latents, (embeds, offsets) = teacher.encode_video(teacher.prepare_frames(clip.frames)), teacher.encode_text([TEXT])
+    with harvest(teacher, HarvestRequest(16, head_scope="layer_head")) as harvested:
+        invert(teacher, latents, embeds, 2)
+    per_layer = harvested.t2v[0].unflatten(0, (2, 2))  # layers, heads
+    maps = torch.stack([per_layer[layer].mean(0) for layer in layers]).mean(0).unflatten(1, (3, 4, 4))
+    for word, found in zip(prior.words, prior.maps, strict=True):
+        tokens = [i for i, (a, b) in enumerate(offsets[0]) if a < b and word.start <= a < word.end]
+        torch.testing.assert_close(found, maps[tokens].mean(0), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["concentration", "mobility", "both"])
+def test_confidence_weighs_words_and_leaves_their_maps(kind):
+    teacher = tiny_teacher()
+    (plain,) = extract_priors(teacher, [random_clip()], [TEXT], FAST)
+    (gated,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, confidence=kind))
+    assert torch.equal(gated.maps, plain.maps) and gated.words == plain.words
+    assert torch.equal(gated.weight, word_weights(plain.maps, plain.grid, kind))
+    assert (gated.weight < 1).all() and (plain.weight == 1).all()
 
 
 def test_processors_are_restored_after_extraction():
@@ -233,5 +324,11 @@ def test_refusals():
         extract_priors(
             teacher, [random_clip()], [TEXT], ExtractionSettings(steps=0, direction="x", rows="some")
         )
+    with pytest.raises(RecipeError, match=r"layers names \[2, -3\].*layers 0 to 1 \(-2 to -1"):
+        extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, layers=[0, 2, -3]))
+    with pytest.raises(RecipeError, match="layers names no layer"):
+        extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, layers=[]))
+    with pytest.raises(RecipeError, match="mask must be one of place, band.*confidence must be one of none"):
+        extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, mask="disc", confidence="off"))
     with pytest.raises(ValueError, match="one text per clip"):
         extract_priors(teacher, [random_clip()], [], FAST)
