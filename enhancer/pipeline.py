@@ -8,6 +8,7 @@ Every finished step is on disk, so that the same command continues where it was 
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,21 @@ import yaml
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample, load_samples
+from enhancer.extraction import extract_priors, fill_stores, used_teachers, with_own_frames
 from enhancer.jobs import Job
 from enhancer.preflight import preflight, print_preflight
+from enhancer.processes import Process, Team, ended_in_order, one_at_a_time
 from enhancer.recipe import build
-from enhancer.recipe_schema import CONTROL, EnhanceRecipe
-from enhancer.runfolder import OtherInputs, RunFolder, read_json, readable_write_errors, write_json
-from enhancer.shipped import quiet_libraries, student_path, teacher_path, torch_device
-from enhancer.sources import SourceContext, build_source, fill_store
+from enhancer.recipe_schema import EnhanceRecipe
+from enhancer.runfolder import OtherInputs, RunFolder, read_json, readable_write_errors, report_skipped, write_json
+from enhancer.shipped import quiet_libraries, student_path, teacher_path
 from enhancer.table import BASE, make_table, rich_tables
 from enhancer.world import load_truth, make_world
+from enhancer.world.make import finished
 from vdm_priors.errors import ModelError, UserError
 from vdm_priors.fingerprint import fingerprint
-from vdm_priors.store import PriorStore, file_digest
+from vdm_priors.store import content_key, file_digest
 
-SHOWN_PROBLEMS = 3  # left-out samples that are printed; all are in skipped.jsonl
 STEPS = ("priors", "train", "all")  # where `until` may stop
 
 
@@ -45,11 +47,24 @@ class Data:
 
 
 def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, until: str = "all") -> Path:
-    """Runs a checked recipe and returns its run folder; raises UserError for what a user can mend."""
+    """Runs a checked recipe and returns its run folder; raises UserError for what a user can mend.
+
+    Of several processes (accelerate launch, torchrun), which can only extract priors, the first one keeps the run folder
+    and speaks; the others help it.
+    """
     import torch
 
     torch.set_num_threads(recipe.threads)
     quiet_libraries()
+    process = Process.this()
+    if process.count > 1 and until != "priors":
+        raise UserError(f"This is {process}, but only `enhancer extract` works with several. Start `enhancer run` and `enhancer "
+                        f"train` once, without a launcher; parallel_arms trains several students at once.")
+    with ended_in_order() if process.count > 1 else nullcontext():
+        return _run(recipe, console, fresh, until) if process.rank == 0 else help_extract(recipe, process)
+
+
+def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str) -> Path:
     recipe = with_own_frames(recipe, console)
     run = RunFolder.open(Path(recipe.output) / recipe.name, recipe, resume=recipe.resume, fresh=fresh)
     run.record["seed"] = recipe.seed
@@ -59,11 +74,11 @@ def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, un
         with run.step("data"):
             data = prepare_data(recipe, console, asked=until == "all")
         run.take_inputs(*_inputs(recipe, data))
-        _report_skipped(run, "data", data.problems, console)
+        report_skipped(run, "data", data.problems, console)
 
         console.step("Preflight")
         with run.step("preflight"):
-            print_preflight(preflight(recipe, data, probe_limit=64), console)
+            print_preflight(preflight(recipe, data, probe_limit=64, trains=until != "priors"), console)
 
         console.step("Priors")
         with run.step("priors"):
@@ -103,8 +118,8 @@ def data_root(recipe: EnhanceRecipe) -> Path:
 def prepare_data(recipe: EnhanceRecipe, console: Console, asked: bool = True) -> Data:
     """Makes the world if the recipe has one, and reads the samples."""
     root = data_root(recipe)
-    if recipe.world is not None:
-        with readable_write_errors(root), console.bar("making clips", unit="clip") as bar:
+    if recipe.world is not None and not finished(root, recipe.world):
+        with one_at_a_time(root), readable_write_errors(root), console.bar("making clips", unit="clip") as bar:
             make_world(root, recipe.world, progress=bar)
     data = read_data(recipe, asked)
     questions = f", {len(data.test)} test questions" if asked else ""
@@ -136,114 +151,27 @@ def _inputs(recipe: EnhanceRecipe, data: Data) -> tuple[dict[str, str], dict[str
              "test": f"data.test ({test})", "teacher": f"teacher.model ({recipe.teacher.model})"}
     if data.test:
         hashes["test"] = file_digest(test)
-    if _needs_teacher(recipe):
-        hashes["teacher"] = fingerprint(teacher_path(recipe.teacher.model))
+    teachers = [fingerprint(teacher_path(teacher.model)) for teacher in used_teachers(recipe).values()]
+    if teachers:
+        hashes["teacher"] = teachers[0] if len(teachers) == 1 else content_key(teachers=teachers)
     return hashes, named
 
 
-# ---- priors --------------------------------------------------------------------------------------
+# ---- helping processes ---------------------------------------------------------------------------
 
-def needed_sources(recipe: EnhanceRecipe) -> list[tuple[str, str | None]]:
-    """(source, base) of all arms that align, bases first; base is None for a source of its own."""
-    needed: list[tuple[str, str | None]] = []
-    for arm in recipe.arms:
-        if arm.source == CONTROL or recipe.weight(arm) == 0:
-            continue
-        wraps = arm.source in ("shuffled", "uniform")
-        needed += [(arm.base, None), (arm.source, arm.base)] if wraps else [(arm.source, None)]
-    return sorted(dict.fromkeys(needed), key=lambda pair: pair[1] is not None)
-
-
-def _needs_teacher(recipe: EnhanceRecipe) -> bool:
-    return ("vdm", None) in needed_sources(recipe)
-
-
-def with_own_frames(recipe: EnhanceRecipe, console: Console | None = None, ask_hub: bool = True) -> EnhanceRecipe:
-    """The recipe with the teacher's own number of frames where teacher.sampling.frames is null.
-
-    Left as it is where the number cannot be read and no arm needs it. Raises ModelError where one does.
-    ask_hub: False leaves a hub model's number out, which may need the network.
-    """
-    sampling = recipe.teacher.sampling
-    if sampling.frames is not None:
-        return recipe
-    from vdm_priors.families import trained_frames
-
-    try:
-        teacher = teacher_path(recipe.teacher.model)
-        if not Path(teacher).is_dir() and not (ask_hub and needed_sources(recipe)):
-            return recipe
-        frames = trained_frames(teacher)
-    except ModelError:
-        if needed_sources(recipe):
-            raise
-        return recipe
-    if console is not None and needed_sources(recipe):
-        console.note(f"{frames} frames a clip for priors, as many as the teacher {recipe.teacher.model} was trained on")
-    own = dataclasses.replace(sampling, frames=frames)
-    return dataclasses.replace(recipe, teacher=dataclasses.replace(recipe.teacher, sampling=own))
-
-
-def source_context(run: Path, recipe: EnhanceRecipe, samples: list[Sample], truth: Any, console: Console) -> SourceContext:
-    """What the sources of this recipe are built from; the teacher is loaded when it is first needed."""
-    import torch
-
+def help_extract(recipe: EnhanceRecipe, process: Process) -> Path:
+    """What the processes beside the first one do: make priors until none is left that nobody makes."""
     from enhancer.arms import store_folder
 
-    teacher = teacher_path(recipe.teacher.model) if _needs_teacher(recipe) else ""
-
-    def load() -> Any:
-        from vdm_priors.families import load_teacher
-
-        console.note(f"loading the teacher {teacher}")
-        return load_teacher(teacher, dtype=getattr(torch, recipe.teacher.dtype), device=torch_device(recipe.device))
-
-    return SourceContext(
-        samples=samples, store=PriorStore(store_folder(run, recipe)), sampling=recipe.teacher.sampling.sampling(),
-        text=recipe.teacher.text, seed=recipe.seed, teacher_fingerprint=fingerprint(teacher) if teacher else "",
-        load_teacher=load, settings=recipe.teacher.extraction, batch_size=recipe.teacher.batch_size,
-        size=tuple(recipe.teacher.size) if recipe.teacher.size else None, dtype=recipe.teacher.dtype, truth=truth)
-
-
-def extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Data, console: Console) -> list[Sample]:
-    """Fills the store for every source, writes priors.json, and returns the samples to train on.
-
-    Where samples without a prior are left out (missing_prior: skip), every arm leaves them out,
-    λ = 0 too, so that all students see the same data.
-    """
-    from enhancer.arms import source_label
-
-    needed = needed_sources(recipe)
-    context = source_context(run.folder, recipe, data.train, data.truth, console) if needed else None
-    rows, problems, having = [], [], []
-    for name, base in needed:
-        if base is not None:
-            context = dataclasses.replace(context, base=build_source(base, context))
-        source = build_source(name, context)
-        label = next((source_label(arm) for arm in recipe.arms if arm.source == name and (base is None or arm.base == base)), name)
-        with console.bar(f"{label} priors", len(data.train), "clip") as bar:
-            report = fill_store(source, data.train, context.store, progress=bar)
-        console.note(f"{label}: {report.made} made, {report.reused} reused from {context.store.folder}"
-                     + (f", {report.replaced} damaged ones replaced" if report.replaced else ""))
-        problems += [Problem(p.id, f"{label}: {p.reason}") for p in report.problems]
-        if not report.rows:
-            first = report.problems[0].reason if report.problems else "no samples"
-            raise UserError(f"No {label} prior could be made for any of {len(data.train)} samples; the first: {first}")
-        rows += [{"sample_id": sample.id, "key": key, "source": label, "question": sample.question,
-                  "video": str(sample.video), **report.facts.get(key, {})} for sample, key in report.rows]
-        having.append({sample.id for sample, _ in report.rows})
-    write_json(run.folder / "priors.json", rows)
-    if rows:
-        console.note(f"which seconds of each clip were sampled: {run.folder / 'priors.json'}")
-    _report_skipped(run, "extract", problems, console)
-    policy = recipe.training.alignment.missing_prior
-    if policy == "fail" and problems:
-        raise UserError(f"{len(problems)} priors could not be made and training.alignment.missing_prior is fail; the first: "
-                        f"{problems[0].id}: {problems[0].reason}")
-    if policy == "skip" and having:
-        shared = set.intersection(*having)
-        return [sample for sample in data.train if sample.id in shared]
-    return data.train
+    console, run = Console(quiet=True), Path(recipe.output) / recipe.name
+    try:
+        recipe = with_own_frames(recipe)
+        with Team(store_folder(run, recipe), recipe.name, process).working() as team:
+            for _ in fill_stores(run, recipe, prepare_data(recipe, console, asked=False), console, team):
+                pass
+    except UserError as error:
+        raise type(error)(f"{process}: {error}") from error
+    return run
 
 
 # ---- students ------------------------------------------------------------------------------------
@@ -269,11 +197,11 @@ def train_and_evaluate(run: RunFolder, recipe: EnhanceRecipe, train: list[Sample
             run_student(run.folder, arm, seed, console, evaluate)
     problems = [Problem(p["id"], p["reason"]) for arm, seed in students
                 for p in read_json(arm_folder(run.folder, arm, seed) / "left_out.json", [])]
-    _report_skipped(run, "train", list(dict.fromkeys(problems)), console)
+    report_skipped(run, "train", list(dict.fromkeys(problems)), console)
     if evaluate:
         unasked = [Problem(error["id"], error["reason"]) for arm, seed in [(BASE, None), *students]
                    for error in read_json(arm_folder(run.folder, arm, seed) / "scores.json", {}).get("errors", [])]
-        _report_skipped(run, "evaluate", list(dict.fromkeys(unasked)), console)
+        report_skipped(run, "evaluate", list(dict.fromkeys(unasked)), console)
 
 
 def _in_processes(run: RunFolder, recipe: EnhanceRecipe, todo: list, console: Console, evaluate: bool) -> None:
@@ -320,7 +248,7 @@ def show_results(run: RunFolder, recipe: EnhanceRecipe, data: Data, console: Con
         console.step("Examples")
         with run.step("examples", state):
             problems = write_examples(run.folder, recipe, data, console)
-            _report_skipped(run, "examples", problems, console)
+            report_skipped(run, "examples", problems, console)
     with run.step("table"):
         table = make_table(run.folder, recipe)
         write_json(run.folder / "table.json", table)
@@ -338,14 +266,6 @@ def write_run_report(run: RunFolder, console: Console) -> None:
 
     with readable_write_errors(run.folder):
         console.print(f"report: {write_report(run.folder)}", markup=False)
-
-
-def _report_skipped(run: RunFolder, stage: str, problems: list[Problem], console: Console) -> None:
-    run.skip(stage, problems)
-    if problems:
-        shown = "; ".join(f"{p.id}: {p.reason}" for p in problems[:SHOWN_PROBLEMS])
-        more = f" and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        console.warn(f"{len(problems)} left out ({shown}{more}); listed in {run.folder / 'skipped.jsonl'}")
 
 
 def validate_enhance(recipe: EnhanceRecipe, console: Console) -> bool:

@@ -21,7 +21,7 @@ from enhancer.preflight_models import Models, hub_unreachable, light_student, re
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import existing_folder, machine_memory
 from enhancer.shipped import weights_bytes
-from enhancer.sources import shared_text
+from enhancer.sources import SourceSpec, shared_text
 from enhancer.sources.oracle import ROWS
 from enhancer.video.clip import Sampling, read_clip
 from vdm_priors.errors import ModelError, UserError
@@ -47,17 +47,18 @@ class Preflight:
 
 
 def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, console: Console | None = None,
-              offline: bool = False, unmade_clips: int = 0) -> Preflight:
+              offline: bool = False, unmade_clips: int = 0, trains: bool = True) -> Preflight:
     """Estimates for read data. probe_limit: how many clips are opened (None: all).
 
     offline: a student that only the hub knows, out of reach now, is a warning and not a fault.
     unmade_clips: how many clips the run will write, of which `data` holds a few for a look.
+    trains: False where the run ends with its priors, so that students need no disk.
     """
-    from enhancer.pipeline import needed_sources
+    from enhancer.extraction import needed_sources
 
     report = Preflight()
     sources = needed_sources(recipe)
-    models = resolve_models(recipe, report, uses_teacher=("vdm", None) in sources)
+    models = resolve_models(recipe, report, uses_teacher=SourceSpec("vdm") in sources)
     samples = [*data.train, *data.test]
     shapes = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
     longest = _student_tokens(recipe, models.student, data, shapes, report, offline)
@@ -66,7 +67,7 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     count = len(data.train)
     if unmade_clips:
         count = min(recipe.world.train_clips, recipe.data.limit_train or recipe.world.train_clips)
-    _disk(recipe, models, clips, len(sources) * count * _prior_bytes(recipe, models, data.train), report)
+    _disk(recipe, models, clips, len(sources) * count * _prior_bytes(recipe, models, data.train), trains, report)
     return report
 
 
@@ -172,7 +173,8 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, report: Preflig
                                f"training.gradient_checkpointing")
 
 
-def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, report: Preflight) -> None:
+def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, trains: bool,
+          report: Preflight) -> None:
     """Holds what is free against the clips to be written, the priors (bytes each) and the exported students."""
     place = existing_folder(Path(recipe.output))
     if not place.is_dir() or not os.access(place, os.W_OK):
@@ -189,7 +191,7 @@ def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, re
         report.lines.append(("disk for priors", f"at most {priors / MB:,.1f} MB",
                              "two bytes a word and cell, less where they are there"))
         needed += priors
-    size = weights_bytes(models.student) if models.student else None
+    size = weights_bytes(models.student) if trains and models.student else None
     if size is not None:
         students = len(recipe.arms) * len(recipe.seeds)
         checkpoints = 2 * 3 * size if recipe.training.save_every else 0

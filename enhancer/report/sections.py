@@ -127,6 +127,7 @@ def training_table(run: RunFolder, styles: dict[str, int]) -> list[dict]:
                     "seconds": number(seed.train.get("seconds")),
                     "source": seed.train.get("prior_source"),
                     "weight": number(seed.train.get("lambda")),
+                    "export": number(seed.train.get("export_max_difference")),
                 }
             )
     return table

@@ -167,3 +167,11 @@ def test_too_little_disk_and_no_folder_to_write_to(recipe, tmp_path, monkeypatch
     monkeypatch.setattr("enhancer.preflight.shutil.disk_usage", lambda place: namedtuple("Usage", "free")(1000))
     code, text = call("validate", recipe)
     assert code == 1 and "free some or set `output`" in text
+
+
+def test_priors_alone_need_no_disk_for_students(recipe):
+    loaded = load_recipe(recipe).recipe
+    data = read_data(loaded)
+    said = [[what for what, _, _ in preflight(loaded, data, trains=trains).lines] for trains in (True, False)]
+    assert "disk for students" in said[0] and "disk for students" not in said[1]
+    assert "disk for priors" in said[0] and "disk for priors" in said[1]

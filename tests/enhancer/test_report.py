@@ -381,3 +381,9 @@ def test_page_is_never_wider_than_the_window(tmp_path):
     sizes = [[int(part) for part in size.split("/")] for size in title.split()]
     assert [window for _, window, _ in sizes] == [390, 1440]
     assert all(width <= window and images for width, window, images in sizes), title
+
+
+def test_the_report_says_how_far_an_export_is_from_its_student(tmp_path):
+    write_fake_run(tmp_path, seeds=1)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Export − trained" in page and "3e−07" in page
