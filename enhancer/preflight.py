@@ -30,7 +30,7 @@ MB = 2**20
 TRAIN_COPIES = 4  # weights, gradients and AdamW's two moments
 ACTIVATIONS = 34  # bytes-per-token-and-width factor of a transformer layer (Korthikanti et al. 2022, eq. 2, 16-bit)
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
-HEADER = 4096  # bytes of a stored prior beside its maps, about
+HEADER = 16384  # bytes of a stored prior beside its maps, at most about (the scores of all heads are in it)
 LOOKED_AT = 16  # clips a split that are made to look at where the world is not made yet
 TOKENIZED = 2000  # samples whose text is tokenized; more only repeat the picture
 
