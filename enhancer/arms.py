@@ -33,11 +33,6 @@ from vlm_hooks.families import load_student
 PROVED_ON = 2  # samples of the batch on which an export is compared; logits of large vocabularies take gigabytes
 
 
-def source_label(arm: ArmSettings) -> str:
-    """How an arm's source is called in priors.json: its name, with the base where it is not the VDM."""
-    return f"{arm.source}({arm.base})" if arm.source in ("shuffled", "uniform") and arm.base != "vdm" else arm.source
-
-
 def arm_folder(run: Path, arm: str, seed: int | None) -> Path:
     """Where a student's files are; the base model has no seed."""
     return run / BASE if arm == BASE else run / "arms" / arm / f"seed{seed}"
@@ -96,7 +91,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     torch.manual_seed(seed)
     weight = recipe.weight(arm)
     settings = dataclasses.replace(recipe.training, alignment=dataclasses.replace(recipe.training.alignment, weight=weight))
-    priors = StoredPriors(run, recipe, source_label(arm)) if weight > 0 else None
+    priors = StoredPriors(run, recipe, arm.spec().label) if weight > 0 else None
     student = loaded_student(student_path(recipe.student.model), recipe)
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
         result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
@@ -110,7 +105,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     remove_checkpoints(place)
     write_lines(place / "remarks.jsonl", [dataclasses.asdict(remark) for remark in result.remarks])
     write_json(place / "train.json", {
-        "seconds": round(result.seconds, 2), "prior_source": None if arm.source == CONTROL else source_label(arm),
+        "seconds": round(result.seconds, 2), "prior_source": None if arm.source == CONTROL else arm.spec().label,
         "lambda": weight, "seed": seed, "samples": len(samples), "left_out": len(result.problems),
         "remarks": len(result.remarks), "export_max_difference": difference})
     return result.problems

@@ -88,13 +88,13 @@ def choose(samples: list[Sample], count: int) -> list[Sample]:
 
 def _priors(run: Path, recipe: EnhanceRecipe, data: Any, chosen: list[Sample], bar: Any) -> tuple[list[_Example], list[Problem]]:
     """The teacher's priors and reconstructions, or the oracle's priors in a run without a teacher."""
-    from enhancer.pipeline import needed_sources, source_context
+    from enhancer.extraction import needed_sources, source_contexts
 
-    sources = [name for name, base in needed_sources(recipe) if base is None]
+    sources = [spec.name for spec in needed_sources(recipe) if not spec.of and not spec.teacher]
     if not sources:
         return [], [Problem("all", "no arm uses a prior, so there are no words to look at")]
     examples, problems = [], []
-    context = source_context(run, recipe, chosen, data.truth, Console(quiet=True))
+    context = source_contexts(run, recipe, chosen, data.truth, Console(quiet=True))[""]
     teacher = context.load_teacher() if "vdm" in sources else None
     for sample in chosen:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enhancer.recipe import option
-from enhancer.sources import source_names
+from enhancer.sources import SourceSpec, source_names
 from enhancer.training import TrainSettings
 from enhancer.video.clip import Sampling
 from enhancer.world import WorldSettings
@@ -18,6 +18,9 @@ from vdm_priors.settings import ExtractionSettings
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 CONTROL = "none"  # the source of the λ = 0 arm: no prior, the answer loss alone
+WRAPPING = ("shuffled", "uniform")  # sources that spoil another one's priors
+OWN_SOURCES = tuple(name for name in source_names() if name not in (*WRAPPING, "ensemble"))  # made from nothing else
+GATES = ("none", "agreement")
 
 
 @dataclass
@@ -87,6 +90,13 @@ class TeacherSettings:
 
 
 @dataclass
+class NamedTeacherSettings(TeacherSettings):
+    """A further teacher, which arms and ensembles call by its name; its priors go to the store of `teacher`."""
+
+    name: str = option(help="what `teacher` of an arm and `members` of an ensemble call it", pattern=NAME)
+
+
+@dataclass
 class StudentSettings:
     """The vision-language model that is fine-tuned."""
 
@@ -106,7 +116,38 @@ class ArmSettings:
                          choices=(CONTROL, *source_names()))
     weight: float | None = option(None, "λ of this arm; null takes training.alignment.weight", min=0, max=1e6)
     base: str = option("vdm", "for shuffled and uniform: the source whose words (and maps) they spoil",
-                       choices=tuple(n for n in source_names() if n not in ("shuffled", "uniform")))
+                       choices=tuple(n for n in source_names() if n not in WRAPPING))
+    teacher: str | None = option(None, "which of `teachers` the source or base vdm is; null is `teacher`")
+    members: list[str] = option([], "for ensemble: the sources whose priors are averaged, and names of `teachers`")
+    gate: str = option("none", "for ensemble: agreement weighs each word's loss by how alike its members' maps are",
+                       choices=GATES)
+
+    def spec(self) -> SourceSpec | None:
+        """What the arm is aligned to; None for the control."""
+        return None if self.source == CONTROL else self._spec(self.source)
+
+    def _spec(self, name: str) -> SourceSpec:
+        if name in WRAPPING:
+            return SourceSpec(name, (self._spec(self.base),))
+        if name == "ensemble":
+            members = [SourceSpec(m) if m in OWN_SOURCES else SourceSpec("vdm", teacher=m) for m in self.members]
+            return SourceSpec(name, tuple(members), gate=self.gate)
+        return SourceSpec(name, teacher=self.teacher or "") if name == "vdm" else SourceSpec(name)
+
+    def check(self, teachers: list[str]) -> list[str]:
+        """Faults between the arm's keys. teachers: names of the recipe's further teachers."""
+        used, at = {self.source, self.base if self.source in WRAPPING else ""}, f"arms.{self.name}"
+        known = [*OWN_SOURCES, *teachers]
+        faults = [f"{at}.members: there is no source or teacher '{m}'; known: {', '.join(known)}" for m in self.members if m not in known]
+        if "ensemble" in used and (len(self.members) < 2 or len(set(self.members)) < len(self.members)):
+            faults.append(f"{at}.members: an ensemble needs two or more different members, not {self.members}")
+        if "ensemble" not in used and (self.members or self.gate != "none"):
+            faults.append(f"{at}: members and gate are keys of the source ensemble, not of {self.source}")
+        if self.teacher is not None and "vdm" not in used:
+            faults.append(f"{at}.teacher: only the source vdm has a teacher")
+        elif self.teacher is not None and self.teacher not in teachers:
+            faults.append(f"{at}.teacher: there is no teacher '{self.teacher}'; known: {', '.join(teachers) or 'none, see `teachers`'}")
+        return faults
 
 
 @dataclass
@@ -136,6 +177,7 @@ class EnhanceRecipe:
     world: WorldSettings | None = option(None, "make (or reuse) this synthetic world as the data; null reads existing data")
     data: DataSettings = option(DataSettings())
     teacher: TeacherSettings = option(TeacherSettings())
+    teachers: list[NamedTeacherSettings] = option([], "further teachers, for arms and ensembles")
     student: StudentSettings = option(StudentSettings())
     training: TrainSettings = option(TrainSettings())
     arms: list[ArmSettings] = option(help="the students to train; base and these are the rows of the table")
@@ -159,8 +201,18 @@ class EnhanceRecipe:
             faults.append(f"teacher.size: must be [height, width], not {self.teacher.size}")
         if self.name == "worlds":
             faults.append("name: 'worlds' is the folder of generated worlds; choose another name")
+        teachers = [teacher.name for teacher in self.teachers]
+        faults += [f"teachers.{n}: the name is a source's, or used twice" for n in sorted(set(teachers))
+                   if teachers.count(n) > 1 or n in (CONTROL, *source_names())]
+        for teacher in self.teachers:
+            if teacher.size is not None and len(teacher.size) != 2:
+                faults.append(f"teachers.{teacher.name}.size: must be [height, width], not {teacher.size}")
+            if teacher.store is not None or teacher.text != self.teacher.text:
+                faults.append(f"teachers.{teacher.name}: store and text are those of `teacher`; leave `store` out and give "
+                              f"the same `text`")
         for arm in self.arms:
-            if arm.source == "oracle" or arm.base == "oracle" and arm.source in ("shuffled", "uniform"):
+            faults += arm.check(teachers)
+            if "oracle" in (arm.source, *arm.members) or arm.base == "oracle" and arm.source in WRAPPING:
                 if self.world is None:
                     faults.append(f"arms.{arm.name}: the oracle prior needs ground truth, so `world` must be given")
                 elif self.teacher.text != "question":

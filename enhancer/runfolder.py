@@ -24,12 +24,14 @@ from typing import Any
 
 import yaml
 
-from enhancer.recipe import differences, to_plain, to_yaml
-from vdm_priors.errors import UserError
+from enhancer.console import Console
+from enhancer.recipe import build, differences, to_plain, to_yaml
+from vdm_priors.errors import RecipeError, UserError
 
 KEPT_WHEN_FRESH = ("priors",)  # keyed by content, so never out of date
 NO_SPACE = ("No space left on device", "PytorchStreamWriter failed writing")  # how safetensors and torch say it
 FREE_KEYS = ("output", "resume", "device", "threads", "parallel_arms", "report")  # change nothing in the results
+SHOWN_PROBLEMS = 3  # left-out samples that are printed; all are in skipped.jsonl
 PACKAGES = ("motion-enhancer", "torch", "transformers", "diffusers", "accelerate", "av", "numpy", "safetensors", "omegaconf")
 
 
@@ -90,7 +92,7 @@ class RunFolder:
     def _clear(self) -> None:
         if not self.folder.exists():
             return
-        if not (self.folder / "run.json").is_file():
+        if not (self.folder / "run.json").is_file() and any(p.name not in KEPT_WHEN_FRESH for p in self.folder.iterdir()):
             raise UserError(f"{self.folder} is not a run folder, so --fresh deletes nothing in it; choose another `name`.")
         for path in self.folder.iterdir():
             if path.name not in KEPT_WHEN_FRESH:
@@ -105,6 +107,10 @@ class RunFolder:
             old = yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8")) or {}
         except (OSError, yaml.YAMLError):
             old = {}
+        try:
+            old = to_plain(build(type(recipe), old))  # with the defaults of keys that have come since
+        except RecipeError:
+            pass  # what differs is listed as it was written
         changed = changes(old, to_plain(recipe))
         if changed:
             listed = "\n".join(f"  - {line}" for line in changed)
@@ -186,6 +192,15 @@ def changes(old: dict, new: dict) -> list[str]:
     for key in FREE_KEYS:
         old.pop(key, None), new.pop(key, None)
     return differences(old, new) + lines
+
+
+def report_skipped(run: RunFolder, stage: str, problems: list, console: Console) -> None:
+    """Lists a stage's left-out samples in skipped.jsonl and prints the first of them."""
+    run.skip(stage, problems)
+    if problems:
+        shown = "; ".join(f"{p.id}: {p.reason}" for p in problems[:SHOWN_PROBLEMS])
+        more = f" and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        console.warn(f"{len(problems)} left out ({shown}{more}); listed in {run.folder / 'skipped.jsonl'}")
 
 
 def finished_so_far(folder: Path, store: Path | None = None) -> str:

@@ -13,7 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from enhancer.data.samples import Problem, Sample
@@ -44,12 +44,37 @@ class MotionSource(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class SourceSpec:
+    """Which source, and what it is made from: `of` is the base of shuffled and uniform, the members of an ensemble.
+
+    teacher: the vdm source's, by its name among the recipe's `teachers`; "" is the recipe's `teacher`. gate: the
+    ensemble's.
+    """
+
+    name: str
+    of: tuple[SourceSpec, ...] = ()
+    teacher: str = ""
+    gate: str = "none"
+
+    @property
+    def label(self) -> str:
+        """What priors.json and the report call it; the base is left out where it is the recipe's teacher."""
+        inside = "+".join(part.label for part in self.of)
+        if not inside:
+            return self.teacher or self.name
+        if self.name != "ensemble":
+            return self.name if inside == "vdm" else f"{self.name}({inside})"
+        return f"{self.name}({inside})" if self.gate == "none" else f"{self.name}({inside}, gate {self.gate})"
+
+
 @dataclass
 class SourceContext:
     """What sources are built from. `load_teacher` is called only when a prior must be made.
 
     samples: all samples of the job (shuffled exchanges among them); truth: the world's ground
-    truth or None; base: the source that shuffled and uniform wrap; settings: of the extraction.
+    truth or None; base: the source that shuffled and uniform wrap; members, gate: of an ensemble
+    (by label); settings: of the extraction.
     """
 
     samples: list[Sample]
@@ -66,6 +91,8 @@ class SourceContext:
     dtype: str = "float32"
     truth: Any = None
     base: MotionSource | None = None
+    members: dict[str, MotionSource] = field(default_factory=dict)
+    gate: str = "none"
 
 
 def source_names() -> list[str]:
@@ -78,6 +105,13 @@ def build_source(name: str, context: SourceContext) -> MotionSource:
     if name not in source_names():
         raise UserError(f"There is no motion source '{name}'; known: {', '.join(source_names())}.")
     return importlib.import_module(f"{__name__}.{name}").build(context)
+
+
+def build_spec(spec: SourceSpec, contexts: dict[str, SourceContext]) -> MotionSource:
+    """The source that `spec` describes. contexts: by teacher, what sources are built from; "" is the recipe's."""
+    parts = {part.label: build_spec(part, contexts) for part in spec.of}
+    base = next(iter(parts.values()), None)
+    return build_source(spec.name, replace(contexts[spec.teacher], base=base, members=parts, gate=spec.gate))
 
 
 def shared_text(sample: Sample, mode: str) -> str:

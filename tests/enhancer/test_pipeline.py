@@ -14,10 +14,12 @@ import yaml
 
 from enhancer.console import Console
 from enhancer.evaluation.scores import summarise
-from enhancer.pipeline import data_root, needed_sources, run_enhance, with_own_frames
+from enhancer.extraction import needed_sources, with_own_frames
+from enhancer.pipeline import data_root, run_enhance
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import RunFolder, finished_so_far, read_json, read_lines, write_json, write_text
+from enhancer.sources import SourceSpec
 from enhancer.table import make_table, recovered_share, rich_tables, t_interval
 from vdm_priors.errors import UserError
 
@@ -244,8 +246,9 @@ def test_sources_come_after_their_bases():
             {"name": "z", "source": "vdm", "weight": 0}]
     recipe = build(EnhanceRecipe, {"name": "t", "world": {}, "arms": arms})
     order = needed_sources(recipe)
-    assert set(order) == {("oracle", None), ("vdm", None), ("uniform", "oracle"), ("shuffled", "vdm")}
-    assert [base for _, base in order[:2]] == [None, None]
+    vdm, oracle = SourceSpec("vdm"), SourceSpec("oracle")
+    assert set(order) == {oracle, vdm, SourceSpec("uniform", (oracle,)), SourceSpec("shuffled", (vdm,))}
+    assert [spec.of for spec in order[:2]] == [(), ()]
 
 
 def test_disk_full_and_unwritable_folders_are_told(tmp_path, monkeypatch):
