@@ -196,7 +196,8 @@ class AlignedTrainer(Trainer):
 
     def _loss(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """L_AR + λ · alignment, this batch's share of the step's."""
-        notes, weight = self._notes, self.settings.alignment.weight
+        notes, settings = self._notes, self.settings
+        weight = settings.alignment.weight_at(self.state.global_step / settings.steps)
         answer = answer_loss(outputs.logits, labels) / num_items_in_batch
         self._remember(notes)
         loss = answer

@@ -34,6 +34,8 @@ class AlignmentSettings:
     """How the student's attention is aligned to the prior."""
 
     weight: float = option(1.0, "λ: weight of the alignment loss; 0 trains on the answers alone and captures nothing", min=0, max=1e6)
+    schedule: str = option("constant", "course of λ: constant is the paper's; linear falls to 0 at the end, so that the prior shows where to look and then lets go",
+                           choices=("constant", "linear"))
     loss: str = option("l2", "distance of a word's row from its prior; l2 is the paper's unsquared norm (Eq. 15), mse its square (Eq. 20)",
                        choices=("l2", "mse", "kl", "js", "cosine"))
     aligner: str = option("pointwise", "network between student row and prior, discarded after training: per cell, per whole row, "
@@ -48,6 +50,11 @@ class AlignmentSettings:
     missing_prior: str = option("ar_only", "a sample without a prior trains on its answer alone, is left out (skip), or stops the run (fail)",
                                 choices=("ar_only", "skip", "fail"))
     max_unmatched: float = option(0.5, "largest share of the priors' words that may have no token in the student's prompt before the run stops", min=0, max=1)
+
+
+    def weight_at(self, progress: float) -> float:
+        """λ when `progress` (0 to 1) of the steps are done."""
+        return self.weight * (1 - progress) if self.schedule == "linear" else self.weight
 
 
 @dataclass

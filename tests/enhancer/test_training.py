@@ -83,6 +83,13 @@ def test_history_has_both_losses_and_the_answer_loss_falls(samples, cache, tmp_p
     assert result.problems == [] and ticks[-1][:2] == (12, 12) and "alignment" in ticks[-1][2]
 
 
+def test_a_linear_lambda_falls_to_nothing(samples, cache, tmp_path):
+    settings = replace(FAST, steps=4, alignment=AlignmentSettings(weight=2.0, schedule="linear"))
+    _, result = run(samples, tmp_path, cache, settings)
+    weights = [(row["loss"] - row["ar_loss"]) / row["alignment_loss"] for row in result.history]
+    assert weights == pytest.approx([2.0, 1.5, 1.0, 0.5], rel=1e-4)
+
+
 def test_lambda_zero_captures_nothing_and_sees_the_same_batches(samples, cache, tmp_path):
     aligned, with_prior = run(samples, tmp_path / "a", cache)
     plain, without = run(samples, tmp_path / "b", cache, LAMBDA0)
