@@ -27,12 +27,15 @@ def build_tiny_teacher(
     latent_channels: int = 4,
     rotary: bool = True,
     snr_shift_scale: float = 1.0,
+    patch_frames: int | None = None,
+    ofs: bool = False,
     seed: int = 0,
 ) -> Path:
     """Save a pipeline whose frames are 4·latent_side pixels square, 9 of them at training size.
 
-    The VAE halves each side twice and joins four frames; patches are 2×2 latents. Random
-    weights are scaled up so that attention differs visibly from uniform.
+    The VAE halves each side twice and joins four frames; patches are 2×2 latents, of CogVideoX 1.5
+    (`patch_frames`) also of several latent frames. Random weights are scaled up so that attention
+    differs visibly from uniform.
     """
     from diffusers import (
         AutoencoderKLCogVideoX,
@@ -68,6 +71,9 @@ def build_tiny_teacher(
         sample_height=latent_side,
         sample_frames=9,
         patch_size=2,
+        patch_size_t=patch_frames,
+        patch_bias=patch_frames is None,
+        ofs_embed_dim=32 if ofs else None,
         max_text_seq_length=text_tokens,
         use_rotary_positional_embeddings=rotary,
     )

@@ -54,6 +54,17 @@ def default_of(pipeline: type, option: str) -> Any:
     return inspect.signature(pipeline.__call__).parameters[option].default
 
 
+def separate_layers(models: Sequence[Any], blocks: str) -> list[AttentionLayer]:
+    """A layer a block, of self-attention `attn1` and cross-attention `attn2`, of every model."""
+    layers = []
+    for number, model in enumerate(models):
+        stage = "" if number == 0 else f"stage {number + 1} "
+        for i in range(len(getattr(model, blocks))):
+            keys = tuple(f"{blocks}.{i}.{part}.processor" for part in ("attn1", "attn2"))
+            layers.append(AttentionLayer(f"{stage}{blocks}.{i}", number, keys))
+    return layers
+
+
 class PipelineTeacher:
     """A frozen diffusers pipeline; with what a family adds, vdm_priors.families.Teacher.
 
@@ -211,15 +222,15 @@ class PipelineTeacher:
 
     # ---- text ---------------------------------------------------------------------------------
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[Span]]]:
-        """ids and mask [B, L] of texts padded and cut to L tokens, and each token's characters.
+    def _tokens(self, texts: Sequence[str], length: int | None = None) -> tuple[Tensor, Tensor, list[list[Span]]]:
+        """ids and mask [B, L] of texts padded and cut to `length` tokens (default L), and each token's characters.
 
         Special and padding tokens have empty spans.
         """
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",
-            max_length=self.max_text_tokens,
+            max_length=length or self.max_text_tokens,
             truncation=True,
             return_offsets_mapping=True,
             return_attention_mask=True,
