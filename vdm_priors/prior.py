@@ -105,7 +105,7 @@ class MotionPrior:
             "prior": described,
         }
         # one key: safetensors writes several in random order; equal priors make equal files
-        metadata = {FORMAT: _to_json(header, "prior")}
+        metadata = {FORMAT: _to_json(header, "prior", separators=(",", ":"))}
         _write_atomically(Path(path), save_tensors(tensors, metadata))
 
     @classmethod
@@ -145,9 +145,9 @@ class MotionPrior:
         return prior
 
 
-def _to_json(value: Any, name: str) -> str:
+def _to_json(value: Any, name: str, separators: tuple[str, str] | None = None) -> str:
     try:
-        return json.dumps(value, sort_keys=True, allow_nan=False)
+        return json.dumps(value, sort_keys=True, allow_nan=False, separators=separators)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"MotionPrior: {name} must hold JSON types with finite numbers only ({error})."

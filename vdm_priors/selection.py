@@ -78,21 +78,21 @@ def choose_heads(
     errors = sampling_errors(statistics, settings.head_ratio)
     selected = select_heads(metrics, settings.head_ratio)
     report = {
-        "dfc": metrics.dfc.tolist(),
-        "tcs": metrics.tcs.tolist(),
-        "dsr": metrics.dsr.tolist(),
-        "score": metrics.score().tolist(),
+        "dfc": _digits(metrics.dfc, 6),
+        "tcs": _digits(metrics.tcs, 6),
+        "dsr": _digits(metrics.dsr, 6),
+        "score": _digits(metrics.score(), 6),
         "selected": selected.tolist(),
         "rows": [len(statistics.rows), int(grid.valid.sum())],
-        "error": errors and {name: _short(getattr(errors, name)) for name in ("dfc", "tcs", "dsr", "score")},
+        "error": errors and {name: _digits(getattr(errors, name), 3) for name in ("dfc", "tcs", "dsr", "score")},
         "exchanged": errors and errors.exchanged,
     }
     return selected, report
 
 
-def _short(errors: Tensor) -> list[float]:
-    """Three digits, more than an error is known to; files stay small."""
-    return [float(f"{error:.3g}") for error in errors.tolist()]
+def _digits(values: Tensor, digits: int) -> list[float]:
+    """As many significant digits as mean something: with layer_head, thousands of heads stand in each prior's file."""
+    return [float(f"{value:.{digits}g}") for value in values.tolist()]
 
 
 def text_maps(

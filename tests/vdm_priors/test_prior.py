@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from vdm_priors.confidence import confidence_report
 from vdm_priors.errors import StoreError
 from vdm_priors.grid import TokenGrid
+from vdm_priors.heads import sample_rows
 from vdm_priors.prior import MotionPrior
+from vdm_priors.selection import TeacherText, choose_heads, choose_words
+from vdm_priors.settings import ExtractionSettings
 from vdm_priors.words import Word, split_words
 
 
@@ -100,8 +105,40 @@ def test_a_file_of_another_kind_is_named(tmp_path):
         MotionPrior.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("heads", [48, 42 * 48])
+def test_a_prior_of_a_5b_model_fits_its_file(tmp_path, heads):
+    """30 words on CogVideoX-5B's 13×30×45 cells with the whole record; head_scope layer_head has 42 layers' heads."""
+    generator = torch.Generator().manual_seed(0)
+    settings = ExtractionSettings(token_ratio=1.0)
+    text = " ".join(f"word{n}" for n in range(30))
+    spans = torch.tensor([[0.0, 0.125]] + [[0.125 + f / 2, 0.625 + f / 2] for f in range(12)])
+    grid = TokenGrid.regular(spans, 30, 45)
+    maps = torch.rand(30, *grid.shape, generator=generator)
+    read = TeacherText(text, split_words(text), [[n] for n in range(30)], 29)
+    words, maps, word_scores = choose_words(maps, read, grid, settings)
+    # the report of heads is as long for a small picture
+    small = TokenGrid.regular(spans, 3, 4)
+    rows = sample_rows(small, 52, 0)
+    v2v = torch.randn(1, heads, 52, small.num_tokens, generator=generator).softmax(-1)
+    _, head_scores = choose_heads(SimpleNamespace(v2v=v2v), rows, 0, small, settings)
+    assert len(head_scores["error"]["score"]) == heads
+    provenance = {
+        "settings": settings.effective(),
+        "seconds": [n / 8 for n in range(49)],
+        "head_scores": head_scores,
+        "word_scores": word_scores,
+        "confidence": confidence_report(maps, grid),
+        "scheduler": {f"a_setting_of_the_scheduler_{n}": 0.123456789 for n in range(25)},
+    }
+    prior = MotionPrior(text, words, maps, grid, torch.ones(30), provenance)
+    prior.save(tmp_path / "prior.safetensors")
+    size = (tmp_path / "prior.safetensors").stat().st_size
+    assert 30 * grid.num_tokens * 2 < size <= 1_200_000
+    assert MotionPrior.load(tmp_path / "prior.safetensors").provenance == provenance
+
+
 def test_the_contract_loads_no_model_library():
-    modules = "words grid prior store heads tokens errors"
+    modules = "words grid prior store masks heads head_errors tokens confidence errors"
     code = (
         f"import sys\nfor name in {modules.split()}: __import__('vdm_priors.' + name)\n"
         "print([m for m in ('transformers', 'diffusers', 'peft') if m in sys.modules])"
