@@ -44,14 +44,17 @@ def sampling_errors(statistics: RowStatistics, ratio: float = 0.5, groups: int =
     """
     drawn_f, cells_f = _rows_of_frames(statistics)
     partial_f = (drawn_f > 0) & (drawn_f < cells_f)
+    if not partial_f.any():
+        none = torch.zeros(len(statistics.mass), dtype=torch.float64)
+        return SamplingErrors(none, none, none, none, exchanged=0.0)
     # rows drawn without replacement leave this share of the variance (finite population correction)
-    left = 1 - float(drawn_f[partial_f].sum() / cells_f[partial_f].sum().clamp(min=1))
-    groups = min(groups, int(drawn_f[partial_f].min())) if partial_f.any() else 0
-    if groups == 1:
+    left = 1 - float(drawn_f[partial_f].sum() / cells_f[partial_f].sum())
+    groups = min(groups, int(drawn_f[partial_f].min()))
+    if groups < 2:
         return None
     full = statistics.metrics()
     replicates = [statistics.metrics(weight) for weight in _replicate_weights(statistics, partial_f, groups)]
-    factor = (left * (groups - 1) / groups) ** 0.5 if groups else 0.0
+    factor = (left * (groups - 1) / groups) ** 0.5
 
     def deviations(of: str) -> Tensor:
         """[G, H], whose squares sum to the variance."""
