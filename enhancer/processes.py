@@ -65,7 +65,7 @@ class Process:
 class Team:
     """This process among those that fill one store for one run, and their records.
 
-    Process 0 removes earlier records as it begins; a process that had begun before writes its own again.
+    Process 0 removes the records of processes that are no more as it begins: they are of an earlier time.
     """
 
     def __init__(self, store: Path, run: str, process: Process) -> None:
@@ -81,7 +81,8 @@ class Team:
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.process.rank == 0:
             for path in self.folder.glob("*.json"):
-                path.unlink(missing_ok=True)
+                if not self._alive(int(path.stem)):
+                    path.unlink(missing_ok=True)
         with open(self._lock(self.process.rank), "ab") as lock:  # closing it ends the lock
             _try_lock(lock)
             self._tell()
