@@ -22,6 +22,8 @@ from vdm_priors.grid import TokenGrid
 from vdm_priors.masks import BandMask, MotionMask, frame_and_place
 from vdm_priors.tokens import keep_top
 
+CHUNK_ELEMENTS = {"cpu": 2**19}  # attention values worked on at once: a CPU is fastest within its cache
+
 __all__ = [
     "BandMask", "HeadAccumulator", "HeadMetrics", "MotionMask", "RowStatistics", "head_metrics", "row_statistics",
     "sample_rows", "select_heads",
@@ -143,6 +145,8 @@ class HeadAccumulator:
         kept = grid.valid.flatten()[rows]
         if not kept.all():
             rows, attention = rows[kept], attention[:, kept.to(attention.device)]
+        if len(rows) == 0:
+            return
         slot = self._slot[rows]
         if (slot < 0).any():
             raise ValueError(f"HeadAccumulator: rows {rows[slot < 0][:5].tolist()} are none of those it was made for.")
@@ -155,17 +159,21 @@ class HeadAccumulator:
         valid_s = None if grid.valid.all() else grid.valid.flatten().to(device)
         inside_rs = self.mask(rows, grid).to(self._same_place.dtype)
         column_rf = (rows % places)[:, None] + torch.arange(grid.frames, device=device) * places
-        for head, a_rs in enumerate(attention):  # one at a time bounds memory to a few [r, S]
-            a_rs = a_rs.to(self._same_place.dtype)
+        # b heads at a time bound the temporaries, float64 [b, r, S]
+        heads_at_once = max(1, CHUNK_ELEMENTS.get(device.type, 2**25) // inside_rs.numel())
+        for first in range(0, len(attention), heads_at_once):
+            block = slice(first, first + heads_at_once)
+            a_brs = attention[block].to(self._same_place.dtype)
             if valid_s is not None:
-                a_rs = torch.where(valid_s, a_rs, 0.0)
-            energy_rs = a_rs.square()
-            within_rs = energy_rs * inside_rs
-            parts = (a_rs, within_rs, energy_rs - within_rs)  # the last is exact: energy or 0
+                a_brs = torch.where(valid_s, a_brs, 0.0)
+            energy_brs = a_brs.square()
+            within_brs = energy_brs * inside_rs
+            parts = (a_brs, within_brs, energy_brs - within_brs)  # the last is exact: energy or 0
             # made double before, not in, the sum: four times as fast on a CPU
-            sums = torch.stack([part.double().sum(dim=1) for part in parts])
-            self._sums[:, head].index_add_(1, slot, sums)
-            self._same_place[head].index_add_(0, slot, a_rs.gather(1, column_rf))
+            sums = torch.stack([part.double().sum(dim=2) for part in parts])
+            self._sums[:, block].index_add_(2, slot, sums)
+            same_brf = a_brs.gather(2, column_rf.expand(len(a_brs), -1, -1))
+            self._same_place[block].index_add_(1, slot, same_brf)
 
     def statistics(self) -> RowStatistics:
         """Of the rows that were added. Raises ValueError if none was."""
