@@ -1,0 +1,76 @@
+"""Log-sum-exp from the kernels: outputs are PyTorch's own bit for bit, and the numbers are those of a plain softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from vdm_priors import kernels
+from vdm_priors.kernels import attention_and_lse, log_sum_exp, sharpened_lse
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 5e-4}
+
+
+def tensors(device="cpu", dtype=torch.float32, batch=2, heads=3, rows=37, keys=53, width=32):
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((batch, heads, rows, width), (batch, heads, keys, width), (batch, heads, keys, width))
+    return [torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes]
+
+
+def masks(keys=53, rows=37):
+    hidden = torch.zeros(2, 1, 1, keys, dtype=torch.bool)
+    hidden[0, ..., 40:] = True
+    bias = torch.zeros(2, 1, 1, keys).masked_fill(hidden, -torch.inf)
+    full = torch.randn(1, 3, rows, keys, generator=torch.Generator().manual_seed(1))
+    return {"none": None, "bool": ~hidden, "bias": bias, "full bias": full}
+
+
+def plain_lse(q, k, scale, bias=None):
+    logits = q.double() @ k.double().transpose(2, 3) * scale
+    return (logits if bias is None else logits + bias.double()).logsumexp(dim=-1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("kind", masks())
+def test_output_is_bit_for_bit_and_lse_exact(device, dtype, kind):
+    q, k, v = tensors(device, dtype)
+    mask = masks()[kind]
+    if mask is not None:
+        mask = mask.to(device, torch.bool if kind == "bool" else dtype)
+    out, lse = attention_and_lse(q, k, v, mask)
+    assert torch.equal(out, scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    assert lse.dtype == torch.float32 and lse.shape == q.shape[:3]
+    expected = plain_lse(q, k, 32**-0.5, kernels.as_bias(mask))
+    torch.testing.assert_close(lse.double(), expected, atol=TYPES[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("kind", masks())
+def test_a_kernel_without_lse_gives_the_same(monkeypatch, kind):
+    q, k, v = tensors()
+    mask = masks()[kind]
+    fused = attention_and_lse(q, k, v, mask)
+    monkeypatch.setattr(kernels, "_fused", lambda *given: None)
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 2 * 3 * 53 * 5)  # five rows at a time
+    beside = attention_and_lse(q, k, v, mask)
+    assert torch.equal(fused[0], beside[0])
+    torch.testing.assert_close(fused[1], beside[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("kind", ["none", "bias"])
+def test_sums_of_powers_of_probabilities(power, kind):
+    q, k, v = tensors()
+    bias = masks()[kind]
+    _, lse = attention_and_lse(q, k, v, bias)
+    p = (q @ k.transpose(2, 3) * 32**-0.5 + (0 if bias is None else bias)).softmax(dim=-1)
+    found = (sharpened_lse(q, k, 32**-0.5, power, bias) - power * lse).exp()
+    torch.testing.assert_close(found, p.pow(power).sum(dim=-1), atol=1e-5, rtol=1e-4)
+
+
+def test_log_sum_exp_of_one_row_at_a_time(monkeypatch):
+    q, k, _ = tensors()
+    monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 1)
+    torch.testing.assert_close(log_sum_exp(q, k, 0.3).double(), plain_lse(q, k, 0.3), atol=1e-5, rtol=0)
