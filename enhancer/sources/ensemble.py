@@ -103,12 +103,12 @@ def averaged(priors: dict[str, MotionPrior], gate: str = "none") -> MotionPrior:
         if not known:
             raise SampleError("no word is in two members' priors, so that nothing says how far they agree")
         weight = weight * torch.tensor([value or 0.0 for value in agreements])
+    members = [[label for label, _ in of_word[word]] for word in words]
     finest = priors[grid_of].provenance
     return MotionPrior(
         text=texts.pop(), words=words, maps=torch.stack(maps), grid=grid, weight=weight.clamp(0.0, 1.0),
         provenance={"source": EnsembleSource.name, "members": list(priors), "gate": gate, "grid_of": grid_of,
-                    "members_of_words": [[label for label, _ in of_word[word]] for word in words],
-                    "words_of_members": {label: sum(any(label == l for l, _ in of_word[word]) for word in words) for label in priors},
+                    "members_of_words": members, "words_lacked": {label: sum(label not in of for of in members) for label in priors},
                     "agreement_of_words": agreements, "agreement": sum(known) / len(known) if known else None,
                     **{name: finest[name] for name in ("seconds", "notes") if name in finest}})
 

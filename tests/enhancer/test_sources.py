@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import SourceContext, build_source, fill_store, shared_text, source_names
+from enhancer.sources import SourceContext, SourceSpec, build_source, build_spec, fill_store, shared_text, source_names
 from enhancer.sources import shuffled
+from enhancer.sources.ensemble import averaged
 from enhancer.sources.shuffled import exchanged, next_in_cycle, rows_by_role
 from enhancer.sources.uniform import flattened
 from enhancer.sources.vdm import VdmSource
 from enhancer.video.clip import Sampling
-from vdm_priors.errors import ClipError, ModelError, UserError
+from vdm_priors.errors import ClipError, ModelError, StoreError, UserError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
 from vdm_priors.settings import ExtractionSettings
@@ -56,7 +60,7 @@ def fake_extraction(monkeypatch, calls, bad=()):
 
 
 def test_sources_are_found_by_name(context):
-    assert {"vdm", "oracle", "uniform", "shuffled"} <= set(source_names())
+    assert {"vdm", "oracle", "uniform", "shuffled", "ensemble"} <= set(source_names())
     with pytest.raises(UserError, match="known: .*vdm"):
         build_source("nosuch", context)
     with pytest.raises(UserError, match="ground truth"):
@@ -275,3 +279,172 @@ def test_clip_errors_name_the_file(tmp_path, context):
     missing = Sample("gone", tmp_path / "gone.mp4", "Where?", "x")
     report = fill_store(VdmSource(context), [missing], context.store)
     assert "gone.mp4" in report.problems[0].reason and issubclass(ClipError, UserError)
+
+
+# ---- decoding and writing beside the compute -----------------------------------------------------
+
+def test_clips_are_decoded_one_batch_ahead_and_no_further(monkeypatch, context, tmp_path):
+    samples = [Sample(f"s{n}", write_video(tmp_path / f"more{n}.mp4", seed=n), f"Where does ball {n} go?", "left") for n in range(8)]
+    decoded, seen = [], []
+    get = context.frames.get
+    monkeypatch.setattr(context.frames, "get", lambda path, sampling: (decoded.append(path), get(path, sampling))[1])
+
+    def extract(teacher, clips, texts, settings, size=None):
+        time.sleep(0.2)  # long enough for the thread to go as far as it may
+        seen.append(len(decoded))
+        return [make_prior(text) for text in texts]
+
+    monkeypatch.setattr("enhancer.sources.vdm.extract_priors", extract)
+    report = fill_store(VdmSource(context), samples, context.store)
+    assert report.made == 8 and seen[0] == 4 and all(found <= 2 * (n + 2) for n, found in enumerate(seen))
+
+
+def test_errors_of_both_threads_come_to_the_right_sample(monkeypatch, context, samples, tmp_path):
+    fake_extraction(monkeypatch, [])
+    bad = Sample("bad", tmp_path / "bad.mp4", "Where?", "x")
+    bad.video.write_bytes(b"not a video")
+    report = fill_store(VdmSource(context), [samples[0], bad, *samples[1:]], context.store)
+    assert [p.id for p in report.problems] == ["bad"] and [sample.id for sample, _ in report.rows] == ["s0", "s1", "s2"]
+    source = VdmSource(replace(context, store=PriorStore(tmp_path / "other")))
+    full, put = source.key(samples[1]), PriorStore.put
+
+    def on_a_full_disk(store, key, prior):
+        if key == full:
+            raise StoreError(f"The prior {key} cannot be written (No space left on device).")
+        put(store, key, prior)
+
+    monkeypatch.setattr(PriorStore, "put", on_a_full_disk)
+    with pytest.raises(StoreError, match=f"{full}.*No space left"):
+        fill_store(source, samples, PriorStore(tmp_path / "other"))
+    assert full not in PriorStore(tmp_path / "other").keys()
+
+
+def test_a_write_under_way_is_finished_when_the_teacher_fails(monkeypatch, context, samples):
+    put = context.store.put
+    monkeypatch.setattr(context.store, "put", lambda key, prior: (time.sleep(0.2), put(key, prior)))
+
+    def extract(teacher, clips, texts, settings, size=None):
+        if len(texts) == 1:  # the second batch
+            raise RuntimeError("out of memory")
+        return [make_prior(text) for text in texts]
+
+    monkeypatch.setattr("enhancer.sources.vdm.extract_priors", extract)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fill_store(VdmSource(context), samples, context.store)
+    assert len(context.store.keys()) == 2
+
+
+# ---- ensembles -----------------------------------------------------------------------------------
+
+def mean_by_loops(priors, gate):
+    """The rule of enhancer.sources.ensemble, cell by cell, for members on one grid: {word: (map, weight, agreement)}."""
+    found = {}
+    for word in {word for prior in priors for word in prior.words}:
+        maps, weights = [], []
+        for prior in priors:
+            if word in prior.words:
+                row = prior.words.index(word)
+                maps.append(prior.maps[row].double() / float(prior.maps[row].double().sum()))
+                weights.append(float(prior.weight[row]))
+        cosines, volumes = [], priors[0].grid.volumes
+        for a in range(len(maps)):
+            for b in range(a):
+                product = left = right = 0.0
+                for cell in range(maps[a].numel()):
+                    x, y, v = (float(t.flatten()[cell]) for t in (maps[a], maps[b], volumes))
+                    product, left, right = product + x * y / v, left + x * x / v, right + y * y / v
+                cosines.append(product / (left * right) ** 0.5)
+        agreement = sum(cosines) / len(cosines) if cosines else None
+        weight = sum(weights) / len(weights) * ((agreement or 0.0) if gate == "agreement" else 1.0)
+        found[word] = sum(maps) / len(maps), weight, agreement
+    return found
+
+
+def choose(prior, rows):
+    return replace(prior, words=[prior.words[n] for n in rows], maps=prior.maps[rows], weight=prior.weight[rows])
+
+
+@pytest.mark.parametrize("gate", ["none", "agreement"])
+def test_ensemble_is_the_mean_over_the_members_that_have_a_word(gate):
+    spans = [(0.0, 0.5), (0.5, 2.0)]  # frames of unlike length: agreement is of densities
+    grid = TokenGrid.regular(spans, 3, 4)
+    members = [replace(make_prior(seed=n), grid=grid, weight=torch.full((4,), 0.5 + 0.1 * n)) for n in range(3)]
+    members = [members[0], choose(members[1], [0, 2]), choose(members[2], [2])]
+    prior = averaged(dict(zip("abc", members, strict=True)), gate)
+    prior.validate()
+    expected = mean_by_loops(members, gate)
+    assert [word.text for word in prior.words] == ["the", "red", "ball", "rolls"]
+    for n, word in enumerate(prior.words):
+        maps, weight, agreement = expected[word]
+        assert torch.allclose(prior.maps[n].double(), maps, atol=1e-7)
+        assert abs(float(prior.weight[n]) - weight) < 1e-6
+        told = prior.provenance["agreement_of_words"][n]
+        assert told == agreement or abs(told - agreement) < 1e-6
+    facts = prior.provenance
+    assert facts["members_of_words"] == [["a", "b"], ["a"], ["a", "b", "c"], ["a"]]
+    assert facts["words_lacked"] == {"a": 0, "b": 2, "c": 3} and facts["agreement_of_words"][1] is None
+    assert 0 < facts["agreement"] < 1 and facts["gate"] == gate
+
+
+@given(st.integers(0, 10**6), st.integers(2, 4), st.permutations(range(3)))
+@settings(max_examples=15, deadline=None)
+def test_ensemble_keeps_mass_and_does_not_depend_on_scale_or_order(seed, frames, order):
+    fine = make_prior(seed=seed, shape=(frames, 4, 6))
+    members = {"fine": fine, "coarse": make_prior(seed=seed + 1, shape=(1, 2, 3)), "same": make_prior(seed=seed + 2, shape=(frames, 4, 6))}
+    members["coarse"].grid = TokenGrid.regular([(0.0, float(frames))], 2, 3)
+    prior = averaged(members)
+    assert prior.grid == fine.grid and torch.allclose(prior.maps.sum(dim=(1, 2, 3)), torch.ones(4), atol=1e-5)
+    scaled = {label: replace(member, maps=member.maps * (n + 2)) for n, (label, member) in enumerate(members.items())}
+    again = averaged({label: scaled[label] for label in [list(members)[n] for n in order]})
+    assert torch.allclose(again.maps, prior.maps, atol=1e-6)
+    assert abs(again.provenance["agreement"] - prior.provenance["agreement"]) < 1e-6
+    alone = averaged({"one": fine, "two": fine})
+    assert alone.provenance["agreement"] == pytest.approx(1.0) and alone.words == fine.words
+
+
+def test_members_that_see_elsewhere_do_not_agree_and_weigh_nothing():
+    left, right = make_prior(words=2), make_prior(words=2)
+    left.maps[..., 2:], right.maps[..., :2] = 0.0, 0.0
+    prior = averaged({"left": left, "right": right}, "agreement")
+    assert prior.provenance["agreement_of_words"] == [0.0, 0.0] and prior.weight.tolist() == [0.0, 0.0]
+
+
+def test_what_cannot_be_averaged_is_told():
+    one, other = make_prior(words=1), make_prior("the dog", words=None)
+    with pytest.raises(UserError, match="of one text"):
+        averaged({"one": one, "other": other})
+    with pytest.raises(UserError, match="texts are: none"):
+        averaged({})
+    late = replace(make_prior(), grid=TokenGrid.regular([(9.0, 10.0), (10.0, 11.0)], 3, 4))
+    alone = averaged({"early": make_prior(), "late": late})  # the late one's mass is nowhere on the early one's grid
+    assert alone.provenance["words_lacked"] == {"early": 0, "late": 4} and alone.provenance["agreement"] is None
+    with pytest.raises(UserError, match="no word is in two members"):
+        averaged({"early": make_prior(), "late": late}, "agreement")
+    with pytest.raises(UserError, match="no word of its members' priors has mass"):
+        averaged({"one": replace(one, maps=torch.zeros_like(one.maps))})
+
+
+def test_ensemble_of_stored_priors(monkeypatch, context, samples):
+    fake_extraction(monkeypatch, [])
+    other = replace(context, teacher_fingerprint="u", settings=ExtractionSettings(seed=5))
+    contexts = {"": context, "second": other}
+    spec = SourceSpec("ensemble", (SourceSpec("vdm"), SourceSpec("vdm", teacher="second")))
+    first, second = (build_spec(part, contexts) for part in spec.of)
+    source = build_spec(spec, contexts)
+    with pytest.raises(UserError, match="none of the ensemble's members"):
+        source.key(samples[0])
+    fill_store(first, samples, context.store)
+    lone = source.key(samples[0])
+    fill_store(second, samples[:2], context.store)
+    assert source.key(samples[0]) != lone  # another member has come
+    report = fill_store(source, samples, context.store)
+    assert report.made == 3
+    priors = [context.store.get(key) for _, key in report.rows]
+    assert [prior.provenance["lacking"] for prior in priors] == [[], [], ["second"]]
+    assert priors[0].provenance["members"] == ["vdm", "second"] and priors[2].provenance["agreement"] is None
+    gated = build_spec(replace(spec, gate="agreement"), contexts)
+    assert gated.key(samples[0]) != source.key(samples[0])
+    report = fill_store(gated, samples, context.store)
+    assert [p.id for p in report.problems] == ["s2"] and "no word is in two members" in report.problems[0].reason
+    agreed = context.store.get(report.rows[0][1])
+    assert torch.allclose(agreed.weight, torch.tensor(agreed.provenance["agreement_of_words"]), atol=1e-6)
