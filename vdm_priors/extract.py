@@ -22,15 +22,15 @@ from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
-from vdm_priors.heads import sample_rows
+from vdm_priors.heads import HeadAccumulator, sample_rows
 from vdm_priors.inversion import InversionTrajectory, invert, probe, reconstruct
 from vdm_priors.prior import MotionPrior
-from vdm_priors.selection import TeacherText, choose_heads, choose_words, read_text, text_maps
+from vdm_priors.selection import TeacherText, choose_heads, choose_words, motion_mask, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings
 
 __all__ = ["ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_priors", "run_teacher"]
 
-ALL_ROWS_BELOW = 4096  # vision tokens up to which rows: auto takes every row (METHOD.md)
+ALL_ROWS_BELOW = 4096  # vision tokens below which rows: auto takes every row (METHOD.md); as many rows are streamed
 AUTO_ROWS = 512
 HIGHEST_PSNR = 100.0  # dB; an exact reconstruction has no finite one
 VERSIONS_OF = ("torch", "diffusers", "transformers")
@@ -89,7 +89,7 @@ def extract_priors(
     pixels = torch.cat([teacher.prepare_frames(clip.frames, size) for clip in clips])
     grids = [teacher.token_grid(clip.times, clip.duration, clip.box, size) for clip in clips]
     latents = teacher.encode_video(pixels)
-    request = _request(grids[0], read, settings, len(teacher.attention_layers))
+    request = _request(grids, read, settings, len(teacher.attention_layers))
 
     harvested, trajectory, rebuilt = run_teacher(
         teacher, latents, embeds, request, settings, on_step
@@ -225,7 +225,7 @@ def run_teacher(
 
 
 def _request(
-    grid: TokenGrid, read: list[TeacherText], settings: ExtractionSettings, layers: int
+    grids: list[TokenGrid], read: list[TeacherText], settings: ExtractionSettings, layers: int
 ) -> HarvestRequest:
     """What to harvest from a teacher of `layers` attention layers. Raises RecipeError for layers it does not have."""
     strange = [layer for layer in settings.layers or () if not -layers <= layer < layers]
@@ -236,10 +236,15 @@ def _request(
         )
     rows = settings.rows
     if rows == "auto":
-        rows = "all" if grid.num_tokens < ALL_ROWS_BELOW else AUTO_ROWS
+        rows = "all" if grids[0].num_tokens < ALL_ROWS_BELOW else AUTO_ROWS
+    chosen = sample_rows(grids[0], rows, settings.seed) if settings.head_selection else None
+    # so many rows are R×S numbers a head: only their statistics are kept
+    streamed = chosen is not None and len(chosen) >= ALL_ROWS_BELOW
+    mask = motion_mask(settings)
     return HarvestRequest(
         text_tokens=max(text.last_token for text in read) + 1,
-        rows=sample_rows(grid, rows, settings.seed) if settings.head_selection else None,
+        rows=chosen,
+        row_taker=(lambda clip: HeadAccumulator(grids[clip], mask, chosen)) if streamed else None,
         direction=settings.direction,
         batch_index=range(len(read)),  # the text entries of reconstruct's batch
         layers="all" if settings.layers is None else [layer % layers for layer in settings.layers],

@@ -18,11 +18,11 @@ tokens, R vision rows, S_v vision tokens, L text length of the model's sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,12 +54,21 @@ def unrecorded() -> Iterator[None]:
         _recording.reset(token)
 
 
+class RowTaker(Protocol):
+    """What a streamed harvest gives its vision rows to (vdm_priors.heads.HeadAccumulator)."""
+
+    def add(self, rows_hrs: Tensor, tokens: Tensor) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class HarvestRequest:
     """What to keep of every forward.
 
     text_tokens: T, the first T text tokens are harvested.
     rows: vision tokens [R] whose rows over vision are kept (v2v); None keeps none.
+    row_taker: where given, those rows are not kept but handed on a chunk at a time, so that R may be
+        all of S_v: `row_taker(i)` makes, for the i-th harvested entry, what has
+        add(rows_hrs [H, r, S_v], tokens [r]); see `Harvest.row_takers`.
     direction: "t2v" text rows over vision columns, "v2t" vision rows over text columns, "both".
     batch_index: the entries of a forward's batch that are harvested; None means all. With
         guidance and memory in one batch, name the entries of the guided text.
@@ -80,6 +89,7 @@ class HarvestRequest:
     layers: Sequence[int] | str = "all"
     head_scope: str = "head"
     memory_columns: str = "sum"
+    row_taker: Callable[[int], RowTaker] | None = None
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -111,6 +121,7 @@ class Harvest:
         self._first = {min(i for i in layers if layers[i].model == m) for m in {x.model for x in layers.values()}}
         self._sums: dict[str, dict[int, Tensor]] = {}
         self._counts: dict[str, dict[int, int]] = {}
+        self._takers: dict[int, list[RowTaker]] = {}  # by layer, or one for all
 
     @property
     def t2v(self) -> Tensor | None:
@@ -129,8 +140,12 @@ class Harvest:
 
     @property
     def v2v(self) -> Tensor | None:
-        """[B, H, R, S_v] float32: the requested vision rows over vision columns."""
-        return self._mean("v2v", self.request.rows is not None)
+        """[B, H, R, S_v] float32: the requested vision rows over vision columns; None if they were handed on."""
+        return self._mean("v2v", self.request.rows is not None and self.request.row_taker is None)
+
+    def row_takers(self, entry: int) -> list[RowTaker]:
+        """What took the rows of the i-th harvested entry: one, or one a layer with head_scope "layer_head"."""
+        return [takers[entry] for _, takers in sorted(self._takers.items())]
 
     @torch.no_grad()
     def record(
@@ -166,7 +181,10 @@ class Harvest:
             self._add("v2t", index, self._over_text(q[:, :, layout.vision], k, layout.text.start, scale, bias))
         if request.rows is not None:
             rows = q[:, :, layout.vision][:, :, request.rows.to(q.device)]
-            self._add("v2v", index, self._over_vision(rows, k, layout, scale, bias))
+            if request.row_taker is None:
+                self._add("v2v", index, self._over_vision(rows, k, layout, scale, bias))
+            else:
+                self._hand_on(index, rows, k, layout, scale, bias)
 
     @torch.no_grad()
     def record_cross(
@@ -196,11 +214,31 @@ class Harvest:
     ) -> Tensor:
         """Probabilities [B, h, rows, S_v] of query rows over the vision columns."""
         kept = q.new_empty(*q.shape[:3], layout.vision_tokens, dtype=torch.float32)
-        for chosen, p in probability_chunks(q, k, scale, bias):
-            kept[:, :, chosen] = p[..., layout.vision]
-            if self.request.memory_columns == "sum" and p.shape[-1] > layout.tokens:
-                kept[:, :, chosen] += p[..., layout.tokens :][..., layout.vision]
+        for chosen, p in self._vision_chunks(q, k, layout, scale, bias):
+            kept[:, :, chosen] = p
         return kept
+
+    def _hand_on(
+        self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+    ) -> None:
+        """Give the takers of this layer's place the query rows' probabilities, each chunk once."""
+        place = index if self.request.head_scope == "layer_head" else 0
+        if place not in self._takers:
+            self._takers[place] = [self.request.row_taker(entry) for entry in range(len(q))]
+        for chosen, p_bhrs in self._vision_chunks(q, k, layout, scale, bias):
+            self._require_finite("v2v", index, p_bhrs)
+            for taker, p_hrs in zip(self._takers[place], p_bhrs, strict=True):
+                taker.add(p_hrs, self.request.rows[chosen])
+
+    def _vision_chunks(
+        self, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, probabilities [B, h, r, S_v] over the vision columns), some rows at a time."""
+        for chosen, p in probability_chunks(q, k, scale, bias):
+            own = p[..., layout.vision]
+            if self.request.memory_columns == "sum" and p.shape[-1] > layout.tokens:
+                own = own + p[..., layout.tokens :][..., layout.vision]
+            yield chosen, own
 
     def _over_text(self, q: Tensor, k: Tensor, first: int, scale: float, bias: Tensor | None) -> Tensor:
         """Probabilities [B, h, T, S_v] of all vision rows over T text columns from `first`."""
@@ -211,12 +249,7 @@ class Harvest:
         return kept
 
     def _add(self, name: str, index: int, values: Tensor) -> None:
-        require_finite(
-            values,
-            f"The attention ({name}) of layer {self.layers[index].name}, recorded "
-            f"forward {self.forwards},",
-            "Load the teacher in float32 or bfloat16 instead of float16, and check its weights.",
-        )
+        self._require_finite(name, index, values)
         sums, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
         place = index if self.request.head_scope == "layer_head" else 0
         counts[place] = counts.get(place, 0) + 1
@@ -230,6 +263,14 @@ class Harvest:
             sums[place] += values
         else:
             sums[place] = values
+
+    def _require_finite(self, name: str, index: int, values: Tensor) -> None:
+        require_finite(
+            values,
+            f"The attention ({name}) of layer {self.layers[index].name}, recorded "
+            f"forward {self.forwards},",
+            "Load the teacher in float32 or bfloat16 instead of float16, and check its weights.",
+        )
 
     def _mean(self, name: str, asked: bool) -> Tensor | None:
         if not asked:

@@ -12,6 +12,7 @@ frame, R query rows, r rows of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,16 @@ class RowStatistics:
     same_place: Tensor
     grid: TokenGrid
     own_frame: bool
+
+    @classmethod
+    def of_layers(cls, layers: Sequence[RowStatistics]) -> RowStatistics:
+        """The same rows' statistics of several layers' heads, one after the other."""
+        first = layers[0]
+        parts = {
+            name: torch.cat([getattr(layer, name) for layer in layers])
+            for name in ("mass", "inside", "outside", "same_place")
+        }
+        return cls(first.rows, **parts, grid=first.grid, own_frame=first.own_frame)
 
     def metrics(self, weight: Tensor | None = None) -> HeadMetrics:
         """DFC, TCS and DSR as `head_metrics` defines them; weight [R] counts rows more or less often.

@@ -16,7 +16,7 @@ from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest
 from vdm_priors.head_errors import sampling_errors
-from vdm_priors.heads import BandMask, MotionMask, row_statistics, select_heads
+from vdm_priors.heads import BandMask, MotionMask, RowStatistics, row_statistics, select_heads
 from vdm_priors.settings import ExtractionSettings
 from vdm_priors.tokens import motion_terms, select_tokens
 from vdm_priors.words import Word, split_words, tokens_of_words
@@ -73,7 +73,10 @@ def choose_heads(
     """
     if not settings.head_selection:
         return None, None
-    statistics = row_statistics(harvested.v2v[clip], grid, motion_mask(settings), rows)
+    if harvested.request.row_taker is None:
+        statistics = row_statistics(harvested.v2v[clip], grid, motion_mask(settings), rows)
+    else:
+        statistics = RowStatistics.of_layers([taken.statistics() for taken in harvested.row_takers(clip)])
     metrics = statistics.metrics()
     errors = sampling_errors(statistics, settings.head_ratio)
     selected = select_heads(metrics, settings.head_ratio)

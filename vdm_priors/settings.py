@@ -71,8 +71,10 @@ class ExtractionSettings:
         choices=DIRECTIONS,
     )
     rows: int | str = _option(
-        "auto", "vision query rows that heads are judged by: a number, all, or auto (all below "
-        "4096 tokens, else 512)", min=1, pattern="auto|all",
+        "auto", "vision query rows that heads are judged by: a number (drawn evenly from all frames; the prior says how far "
+        "the scores may be off), all, or auto (all below 4096 tokens, else 512). all of 4096 tokens and more takes as much "
+        "time as a further attention but little memory; with head_scope head its DFC is of the layers' and steps' mean "
+        "energies, not of the mean map's", min=1, pattern="auto|all",
     )
     layers: list[int] | None = _option(
         None, "attention layers that are harvested, numbered from 0, negative ones from the last; null is all. Heads are "

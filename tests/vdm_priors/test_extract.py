@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from tests.vdm_priors.tiny_teacher import random_clip, tiny_teacher
+from vdm_priors.attention import probability_chunks
 from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError, SampleError
 from vdm_priors.extract import ExtractionSettings, extract_priors
-from vdm_priors.harvest import HarvestRequest, harvest
+from vdm_priors.harvest import Harvest, HarvestRequest, harvest
 from vdm_priors.heads import BandMask, head_metrics
 from vdm_priors.inversion import invert, reconstruct
 from vdm_priors.prior import MotionPrior
@@ -263,6 +265,27 @@ def test_sampled_rows_have_errors_and_all_rows_none():
     assert set(sum(heads["error"].values(), [])) == {0.0}
     (few,) = extract_priors(teacher, [random_clip()], [TEXT], replace(FAST, rows=3))
     assert few.provenance["head_scores"]["error"] is None and few.provenance["head_scores"]["exchanged"] is None
+
+
+@pytest.mark.parametrize("scope", ["head", "layer_head"])
+@pytest.mark.parametrize("memory", [True, False])
+def test_streamed_rows_judge_heads_as_kept_ones(monkeypatch, scope, memory):
+    """All rows of a grid that is called large: nothing S×S is kept, and the metrics are those of kept rows."""
+    teacher, clips = tiny_teacher(), [random_clip(seed=1), random_clip(seed=2)]
+    settings = replace(FAST, steps=1, rows="all", head_scope=scope, memory=memory)
+    kept = extract_priors(teacher, clips, [TEXT, "Does it spin?"], settings)
+    monkeypatch.setattr("vdm_priors.extract.ALL_ROWS_BELOW", 48)
+    monkeypatch.setattr(Harvest, "v2v", None)  # whoever asked for the whole map would fail
+    monkeypatch.setattr("vdm_priors.harvest.probability_chunks", partial(probability_chunks, chunk_elements=1000))
+    streamed = extract_priors(teacher, clips, [TEXT, "Does it spin?"], settings)
+    for one, other in zip(kept, streamed, strict=True):
+        ours, theirs = one.provenance["head_scores"], other.provenance["head_scores"]
+        metrics = ("tcs", "dsr") if scope == "head" else ("dfc", "tcs", "dsr", "score")
+        for name in metrics:  # of several layers' mean, the energies are the mean of theirs
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-4), name
+        assert theirs["rows"] == [48, 48]
+        if scope == "layer_head":
+            torch.testing.assert_close(other.maps, one.maps)
 
 
 @pytest.mark.parametrize("order", ["frame", "place"])
