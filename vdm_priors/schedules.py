@@ -85,13 +85,14 @@ class DdimSchedule:
         return sqrt(b) * x0 + sqrt(1 - b) * noise
 
     def refined(self, x: Tensor, guess: Tensor, v: Tensor, below: Level, above: Level) -> Tensor:
-        """ε = √b·v + √(1−b)·guess; x0 = (x − √(1−a)·ε) / √a; x' = √b·x0 + √(1−b)·ε.
+        """x' = (x + sin δ·v) / cos δ, the inverse of `down`, which turns by δ: x = cos δ·x' − sin δ·v.
 
-        At ᾱ = 0 above, x' = ε = guess whatever v is: pure noise holds no clip to be led back to, and stays as it is.
+        sin δ = √a·√(1−b) − √b·√(1−a), cos δ = √a·√b + √(1−a)·√(1−b), with a = ᾱ below, b = ᾱ above. From the clip
+        itself to pure noise (one step for all) cos δ = 0, and nothing of x is left to be found: the guess stays.
         """
         a, b = below.noise, above.noise
-        noise = sqrt(b) * v + sqrt(1 - b) * guess
-        return sqrt(b) * ((x - sqrt(1 - a) * noise) / sqrt(a)) + sqrt(1 - b) * noise
+        sine, cosine = sqrt(a * (1 - b)) - sqrt(b * (1 - a)), sqrt(a * b) + sqrt((1 - a) * (1 - b))
+        return (x + sine * v) / cosine if cosine > 1e-6 else guess
 
     def down(self, x: Tensor, v: Tensor, above: Level, below: Level) -> Tensor:
         """x0 = √b·x − √(1−b)·v; A = √((1−a)/(1−b)); x' = A·x + (√a − √b·A)·x0, with b = ᾱ above, a = ᾱ below."""
