@@ -39,11 +39,14 @@ app = typer.Typer(
          "  enhancer extract --video clip.mp4 --text 'Which way does the red ball roll?'")
 world_app = typer.Typer(no_args_is_help=True, help="The embedded world: labelled motion clips with ground truth.")
 app.add_typer(world_app, name="world")
+store_app = typer.Typer(no_args_is_help=True, help="Folders of priors: what is in them, what is damaged, what nobody uses.")
+app.add_typer(store_app, name="store")
 
 Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="KEY=VALUE", help="Recipe keys to change, e.g. "
                                                            "training.steps=200 or arms.vdm.weight=0.5", show_default=False)]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped recipe.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Results and warnings only, for logs.")]
+Store = Annotated[Path, typer.Argument(metavar="FOLDER", help="A prior store, e.g. runs/quickstart/priors.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the run folder's earlier results first (its priors are kept).")]
 
 
@@ -230,6 +233,8 @@ def extract(
 
     enhancer extract quickstart
 
+    torchrun --nproc-per-node 4 -m enhancer extract mine.yaml     (or: accelerate launch --num_processes 4 -m enhancer ...)
+
     enhancer extract --video bikes.mp4 --text "Which way do the bikes go?" teacher.sampling.end=4
     """
     arguments = list(arguments or [])
@@ -344,6 +349,50 @@ def world_measure(
     from enhancer.commands.world import measure
 
     measure(folder, teacher, student, clips, threads, out, Console(quiet))
+
+
+@store_app.command("ls")
+@guarded
+def store_ls(folder: Store, source: Annotated[Optional[str], typer.Option(help="Only priors of this source, e.g. vdm.")] = None,
+             model: Annotated[Optional[str], typer.Option(help="Only priors made with this model.")] = None,
+             text: Annotated[Optional[str], typer.Option(help="Only priors whose text has this in it.")] = None,
+             as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with whole keys and all words.")] = False) -> None:
+    """List the priors of a store from their headers, thousands a second.
+
+    enhancer store ls runs/quickstart/priors --source vdm --text camera
+    """
+    from enhancer.commands.store import list_store
+
+    list_store(folder, source, model, text, as_json, Console())
+
+
+@store_app.command("verify")
+@guarded
+def store_verify(folder: Store, delete: Annotated[bool, typer.Option("--delete", help="Delete the damaged ones.")] = False,
+                 quiet: Quiet = False) -> None:
+    """Read every prior whole and check it; exit status 1 where a damaged one is left.
+
+    enhancer store verify runs/quickstart/priors --delete
+    """
+    from enhancer.commands.store import verify_store
+
+    if not verify_store(folder, delete, Console(quiet)):
+        raise typer.Exit(1)
+
+
+@store_app.command("gc")
+@guarded
+def store_gc(folder: Store, run: Annotated[Optional[list[Path]], typer.Option(help="A run folder whose priors are kept; may be repeated.")] = None,
+             recipe: Annotated[Optional[list[str]], typer.Option(help="A recipe whose priors are kept; may be repeated.")] = None,
+             yes: Annotated[bool, typer.Option("--yes", help="Delete; without it they are only listed.")] = False,
+             quiet: Quiet = False) -> None:
+    """Delete the priors that no named run or recipe uses, and what killed writes left over an hour ago.
+
+    enhancer store gc priors --run runs/one --run runs/two --recipe mine.yaml
+    """
+    from enhancer.commands.store import collect_garbage
+
+    collect_garbage(folder, run or [], recipe or [], yes, Console(quiet))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from vdm_priors.errors import StoreError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
-from vdm_priors.store import PriorStore, content_key, file_digest
+from vdm_priors.store import Claims, PriorStore, content_key, file_digest
 from vdm_priors.words import split_words
 
 KEY = content_key(video="a", steps=5)
@@ -179,3 +180,90 @@ def test_file_digest_reads_an_unchanged_file_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store_module.hashlib, "file_digest", unexpected)
     assert file_digest(str(path)) == first
+
+
+# ---- headers, left-overs, claims -----------------------------------------------------------------
+
+def test_an_entry_says_what_the_whole_prior_says(store):
+    prior = make_prior(0.5)
+    prior.provenance.update(source="vdm", model="tiny", heads=[0.1] * 5000)  # longer than one read
+    store.put(KEY, prior)
+    entry, path = store.entry(KEY), store.path(KEY)
+    assert (entry.key, entry.source, entry.model, entry.text, entry.words) == (KEY, "vdm", "tiny", "moves", ["moves"])
+    assert entry.shape == prior.grid.shape and entry.provenance == prior.provenance
+    assert (entry.bytes, entry.modified) == (path.stat().st_size, path.stat().st_mtime)
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.entry(content_key(video="b"))
+
+
+def test_an_entry_reads_the_header_alone(store):
+    store.put(KEY, make_prior())
+    path = store.path(KEY)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10] + bytes(10))  # damaged maps
+    assert store.entry(KEY).text == "moves"
+    with pytest.raises(StoreError):
+        store.get(KEY)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64, (10**9).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"{}"])
+def test_a_header_that_cannot_be_read_is_told(store, content):
+    store.put(KEY, make_prior())
+    store.path(KEY).write_bytes(content)
+    with pytest.raises(StoreError, match=f"{KEY}.*damaged"):
+        store.entry(KEY)
+
+
+def test_keys_are_of_priors_alone(store):
+    store.put(KEY, make_prior())
+    for name in (".hidden.safetensors", "no key.safetensors", "notes.txt", f".{KEY}.safetensors.1.tmp"):
+        (store.folder / KEY[:2] / name).touch()
+    (store.folder / "zz").touch()
+    assert store.keys() == [KEY]
+    (store.folder / "file").touch()
+    with pytest.raises(StoreError, match="cannot be read"):
+        PriorStore(store.folder / "file").keys()
+
+
+def test_left_over_files_are_those_of_old_killed_writes(store):
+    store.put(KEY, make_prior())
+    old, new = (store.path(KEY).with_name(f".{KEY}.safetensors.{n}.tmp") for n in range(2))
+    old.touch(), new.touch()
+    os.utime(old, (1.0, 1.0))
+    assert store.leftovers() == [old] and store.leftovers(age=-1) == [old, new]
+
+
+def test_claims_end_with_their_process(store):
+    store.prepare()
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        claims = Claims(store.folder).__enter__()
+        os.write(write, b"1" if claims.take(KEY) else b"0")
+        signal.pause()
+    assert os.read(read, 1) == b"1"
+    try:
+        with Claims(store.folder) as claims:
+            assert not claims.take(KEY) and claims.take("other")
+            claims.release("other")
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            assert claims.take(KEY)
+    finally:
+        os.close(read), os.close(write)
+    assert (store.folder / ".claims").stat().st_size == 0
+
+
+def test_without_locks_only_one_process_goes_on(store, monkeypatch):
+    import vdm_priors.store as store_module
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    store.prepare()
+    monkeypatch.setattr(store_module.fcntl, "lockf", no_locks)
+    with Claims(store.folder) as claims, pytest.raises(StoreError, match="cannot be locked .No locks available"):
+        claims.take(KEY)
+    with Claims(store.folder, needed=False) as claims:
+        assert claims.take(KEY)
+        claims.release(KEY)
