@@ -30,7 +30,7 @@ def _option(
 
 
 FRAME_WEIGHTS = ("span", "token")
-LATER = {"mask": "place", "layers": None, "confidence": "none"}  # at these, keys are those of before the option existed
+LATER = {"mask": "place", "layers": None, "confidence": "none"}  # at these, keys are those of before they existed
 
 
 @dataclass
@@ -52,38 +52,52 @@ class ExtractionSettings:
     part of the key: a prior without the figure is not reused where the figure is asked for.
     """
 
-    steps: int = _option(5, "DDIM steps up to noise and down again", min=1, max=1000)
-    guidance: float = _option(6.0, "strength of the text while denoising; 1 or less saves a pass", min=0, max=100)
-    memory: bool = _option(True, "denoising sees the inverted clip's path (reference stream)")
+    steps: int = _option(
+        5, "steps up to noise and down again: more reconstruct the clip better and take proportionally longer (the "
+        "paper found 5 nearly as good as 10, and 2 clearly worse)", min=1, max=1000,
+    )
+    guidance: float = _option(
+        6.0, "strength of the text while denoising; 1 or less saves that pass, about a third of the time",
+        min=0, max=100,
+    )
+    memory: bool = _option(
+        True, "denoising sees the inverted clip's path (reference stream) and so stays with the clip; false is faster, "
+        "and what is drawn may have little to do with the clip",
+    )
     memory_columns: str = _option(
         "sum", "attention to the reference's cells: sum adds it to the same cells, own leaves it out",
         choices=MEMORY_COLUMNS,
     )
     harvest_at: str = _option(
-        "denoise", "harvest while denoising (the paper's), already while inverting (a quarter of the cost), or on the clip "
-        "with fresh noise (noise: as cheap, and where a small teacher localises best)",
+        "denoise", "harvest while denoising (the paper's), already while inverting (a quarter of the cost), or on the "
+        "clip with fresh noise (noise: as cheap, and where a small teacher localises best)",
         choices=("denoise", "inversion", "noise"),
     )
     noise_ceiling: float = _option(
-        0.5, "with harvest_at noise: the `steps` probes lie evenly below this share of the noise schedule", min=0.001, max=1)
+        0.5, "with harvest_at noise: the `steps` probes lie evenly below this share of the noise schedule",
+        min=0.001, max=1,
+    )
     direction: str = _option(
-        "t2v", "text rows over vision (the paper's), vision rows over text, or both",
+        "t2v", "t2v: where a word's own attention goes in the video (the paper's); v2t: how much each cell of the "
+        "video attends to the word, in trials the better localiser; both: their mean",
         choices=DIRECTIONS,
     )
     rows: int | str = _option(
-        "auto", "vision query rows that heads are judged by: a number (drawn evenly from all frames; the prior says how far "
-        "the scores may be off), all, or auto (all below 4096 tokens, else 512). all of 4096 tokens and more takes as much "
-        "time as a further attention but little memory; with head_scope head its DFC is of the layers' and steps' mean "
-        "energies, not of the mean map's", min=1, pattern="auto|all",
+        "auto", "vision query rows that heads are judged by: a number (drawn evenly from all frames; the prior "
+        "records how far the scores may be off), all, or auto (all below 4096 tokens, else 512). 4096 and more take "
+        "much time but little memory; with head_scope head, DFC is then of the layers' and steps' mean energies, not "
+        "of the mean map's",
+        min=1, pattern="auto|all",
     )
     layers: list[int] | None = _option(
-        None, "attention layers that are harvested, numbered from 0, negative ones from the last; null is all. Heads are "
-        "averaged (or, with head_scope layer_head, judged) over these alone, and harvesting fewer is faster",
+        None, "attention layers that are harvested, numbered from 0, negative ones from the last; null is all. Heads "
+        "are averaged (or, with head_scope layer_head, judged) over these alone, and harvesting fewer is faster",
     )
     head_selection: bool = _option(True, "keep motion-sensitive heads only (MHS); false keeps all")
     head_ratio: float = _option(0.5, "share of heads that is kept", min=0.001, max=1)
     head_scope: str = _option(
-        "head", "head averages a head over layers (Algorithm 1), layer_head judges each layer's",
+        "head", "head averages a head over layers (Algorithm 1); layer_head judges each layer's for itself, since "
+        "heads of different layers share only their number, but takes as many times the memory as there are layers",
         choices=HEAD_SCOPES,
     )
     token_selection: bool = _option(True, "keep motion-salient words only (MTTI); false keeps all")
@@ -98,31 +112,36 @@ class ExtractionSettings:
         choices=FRAME_WEIGHTS,
     )
     mask: str = _option(
-        "place", "which cells count as a query's place at other moments, when heads are judged: place is a square in the "
-        "picture (mask_radius); band is SparseVideoGen's, places that are near in reading order, across row ends (band_*)",
+        "place", "which cells count as a query's place at other moments, when heads are judged: place is a square in "
+        "the picture (mask_radius); band is SparseVideoGen's, places near in reading order, across row ends (band_*)",
         choices=MASKS,
     )
-    mask_radius: int = _option(1, "with mask place: cells to each side of a place that count as the same place", min=0, max=1000)
+    mask_radius: int = _option(
+        1, "with mask place: cells to each side of a place that count as the same place", min=0, max=1000,
+    )
     mask_own_frame: bool = _option(True, "the motion mask includes the query's own frame")
     band_width: float = _option(2.0, "with mask band: how wide the band is, in band_unit", min=0.001, max=100000)
     band_unit: str = _option(
-        "frames", "with mask band: frames counts the band in whole frames' tokens, as SparseVideoGen's and attention-gym's "
-        "`width` do (2 of 13 frames: places less than 2/13 of a frame apart); places counts the places themselves",
+        "frames", "with mask band: frames counts the band in whole frames' tokens, as SparseVideoGen's and "
+        "attention-gym's `width` do (2 of 13 frames: places less than 2/13 of a frame apart); places counts the "
+        "places themselves",
         choices=BAND_UNITS,
     )
     band_order: str = _option(
-        "frame", "with mask band: frame bounds the distance of places alike in all pairs of frames (attention-gym); place "
-        "cuts the band from tokens sorted by place, then frame (SparseVideoGen's own layout; its edges slant with time)",
+        "frame", "with mask band: frame bounds the distance of places alike in all pairs of frames (attention-gym); "
+        "place cuts the band from tokens sorted by place, then frame (SparseVideoGen's own layout; its edges slant "
+        "with time)",
         choices=BAND_ORDERS,
     )
     confidence: str = _option(
         "none", "confidence gating: how much a word's prior counts in the student's alignment. none: all words alike; "
-        "concentration: by how far its map is from uniform; mobility: by how much it changes from frame to frame; both: "
-        "their product. Each lies in 0..1 and is well below 1 for most words: a larger training.alignment.weight makes up",
+        "concentration: by how far its map is from uniform; mobility: by how much it changes from frame to frame; "
+        "both: their product. Each is in 0..1 and for most words well below 1: a larger training.alignment.weight "
+        "makes up",
         choices=CONFIDENCES,
     )
     reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
-    seed: int = _option(0, "seed of the sampled query rows", min=0)
+    seed: int = _option(0, "seed of the sampled query rows, and of the noise with harvest_at noise", min=0)
 
     def effective(self) -> dict[str, Any]:
         """The settings that decide something beside the others (see above), in JSON types: keys and provenance."""

@@ -160,7 +160,8 @@ def test_settings_that_decide_something_are_in_the_key():
     assert replace(measured, guidance=3.0).effective() != measured.effective()
     assert replace(measured, memory_columns="own").effective() == measured.effective()
     band = ExtractionSettings(mask="band")
-    for name, value in (("band_width", 1.0), ("band_unit", "places"), ("band_order", "place"), ("mask_own_frame", False)):
+    changes = (("band_width", 1.0), ("band_unit", "places"), ("band_order", "place"), ("mask_own_frame", False))
+    for name, value in changes:
         assert replace(band, **{name: value}).effective() != band.effective(), name
 
 
