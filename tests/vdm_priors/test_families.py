@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.vdm_priors.test_inversion import Oracle
 from tests.vdm_priors.tiny_families import FAMILIES, FRAMES, SIZE, tiny_family
@@ -601,6 +602,24 @@ def test_truncated_weights_are_refused(name, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="teacher .* could not be loaded"):
         load_teacher(folder)
+
+
+@pytest.mark.parametrize("part, key", [
+    ("transformer", "proj_in.weight"), ("text_encoder", "encoder.block.0.layer.0.SelfAttention.k.weight"),
+])
+@pytest.mark.parametrize("shape, message", [(None, "lack 1 weights, of them"), ((3, 3), "[Mm]ismatch|expected shape")])
+def test_weights_that_do_not_fit_are_refused(part, key, shape, message, tmp_path):
+    folder = shutil.copytree(tiny_family("ltx").folder, tmp_path / "teacher")
+    (path,) = (folder / part).glob("*.safetensors")
+    weights = load_file(path)
+    if shape is None:
+        del weights[key]  # which diffusers leaves empty, and transformers draws at random
+    else:
+        weights[key] = torch.zeros(shape)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message) as error:
+        load_teacher(folder)
+    assert "\n" not in str(error.value)
 
 
 UNSUPPORTED = [

@@ -37,6 +37,7 @@ class Teacher(Protocol):
     attention_layers: their attention layers over vision, as heads are counted.
     attention_processor: one that computes bit for bit what `previous` does and also tells a recorder
         (layer index, Harvest) of it, or also attends to a reference stream.
+    scheduler: diffusers' scheduler of the model, for records.
     schedule: the model's own levels of noise for latents [B, F, C, h, w] (vdm_priors.schedules).
     guidance_kind: "batched" text and negative text share a forward, "separate" each has its own,
         "embedded" the network is told the guidance: `predict` then takes `guidance`.
@@ -51,6 +52,7 @@ class Teacher(Protocol):
     max_text_tokens: int
     trained_frames: int
     guidance_kind: str
+    scheduler: Any
     attention_models: Sequence[Any]
     attention_layers: Sequence[AttentionLayer]
 

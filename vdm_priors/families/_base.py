@@ -6,11 +6,13 @@ Legend: B clips, N frames, F latent frames, C channels, h×w latent pixels, L te
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -37,16 +39,42 @@ def load_pipeline(
         if not folder.exists():
             commit = hub_commit(source)  # of which the keys of priors speak
             folder = Path(kind.download(source, revision=commit, use_safetensors=True))
-        pipeline = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+        options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+        pipeline = kind.from_pretrained(folder, **_text_encoders(folder, options), **options)
+        for part, module in pipeline.components.items():
+            empty = [name for name, weight in module.named_parameters() if weight.is_meta] if _is_module(module) else []
+            _require_whole(part, empty)
     except Exception as error:  # diffusers, transformers and safetensors raise kinds of their own
         raise ModelError(
-            f"The {family} teacher {source} could not be loaded ({type(error).__name__}: {error}). "
-            f"Check that all parts that its model_index.json names are there, as safetensors."
+            f"The {family} teacher {source} could not be loaded ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:400]}). Check that all parts that its model_index.json names are there, as "
+            f"safetensors, and of one model."
         ) from error
     finally:
         for log in bars:
             log.enable_progress_bar()
     return pipeline.to(device), folder
+
+
+def _text_encoders(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's transformers models, loaded here because weights that are not there would be drawn at random."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    loaded = {}
+    for part, entry in index.items():
+        kind = getattr(transformers, entry[1], None) if isinstance(entry, list) and entry[0] == "transformers" else None
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            loaded[part], info = kind.from_pretrained(folder / part, output_loading_info=True, **options)
+            _require_whole(part, sorted(info["missing_keys"]))
+    return loaded
+
+
+def _is_module(part: Any) -> bool:
+    return isinstance(part, torch.nn.Module)
+
+
+def _require_whole(part: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise ModelError(f"the files of its {part} lack {len(missing)} weights, of them {missing[0]}")
 
 
 def default_of(pipeline: type, option: str) -> Any:

@@ -35,6 +35,10 @@ class RecordingProcessor:
     @classmethod
     def like(cls, previous: Any) -> Self:
         """The subclass's processor that computes what `previous`, one of STANDS_FOR, does."""
+        if getattr(previous, "_parallel_config", None) is not None:
+            raise ModelError(
+                "The teacher's attention is split over several devices, which cannot be harvested. Load it on one."
+            )
         return cls(backend=getattr(previous, "_attention_backend", None))
 
     @classmethod

@@ -149,6 +149,8 @@ class LtxRecording(RecordingProcessor):
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         batch, tokens, _ = seen.shape
         if attention_mask is not None:
+            if encoder_hidden_states is None:
+                raise ModelError("LTX-Video attention: a mask of vision cannot be harvested.")
             attention_mask = attn.prepare_attention_mask(attention_mask, tokens, batch)
             attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
         q, k = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(seen))

@@ -155,6 +155,8 @@ class WanRecording(RecordingProcessor):
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        if attention_mask is not None:
+            raise ModelError("Wan attention: an attention mask cannot be harvested.")
         q, k, v = _project(attn, hidden_states, encoder_hidden_states)
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (attn.norm_q(q), attn.norm_k(k), v))
         if rotary_emb is not None:
