@@ -120,7 +120,8 @@ def test_a_prior_of_a_5b_model_fits_its_file(tmp_path, heads):
     small = TokenGrid.regular(spans, 3, 4)
     rows = sample_rows(small, 52, 0)
     v2v = torch.randn(1, heads, 52, small.num_tokens, generator=generator).softmax(-1)
-    _, head_scores = choose_heads(SimpleNamespace(v2v=v2v), rows, 0, small, settings)
+    harvested = SimpleNamespace(v2v=v2v, request=SimpleNamespace(row_taker=None))
+    _, head_scores = choose_heads(harvested, rows, 0, small, settings)
     assert len(head_scores["error"]["score"]) == heads
     provenance = {
         "settings": settings.effective(),
