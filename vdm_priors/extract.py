@@ -199,6 +199,9 @@ def run_teacher(
 
     empty = repeat_text(teacher.encode_text([""])[0], len(latents))
 
+    def inverted(text: TextInput) -> InversionTrajectory:
+        return invert(teacher, latents, text, settings.steps, told("inversion"), settings.refinements)
+
     def denoise(trajectory: InversionTrajectory) -> Tensor:
         return reconstruct(
             teacher, trajectory, embeds, empty, settings.guidance, settings.memory,
@@ -207,7 +210,7 @@ def run_teacher(
 
     if settings.harvest_at == "denoise":
         # the empty prompt leaves the clip's content to the latents, and needs no guidance pass
-        trajectory = invert(teacher, latents, empty, settings.steps, told("inversion"))
+        trajectory = inverted(empty)
         with harvest(teacher, request) as harvested:
             rebuilt = denoise(trajectory)
         return harvested, trajectory, rebuilt
@@ -216,11 +219,11 @@ def run_teacher(
             probe(teacher, latents, embeds, settings.steps, settings.noise_ceiling, settings.seed, told("noise"))
         if not settings.reconstruction:
             return harvested, None, None
-        trajectory = invert(teacher, latents, empty, settings.steps, told("inversion"))
+        trajectory = inverted(empty)
         return harvested, trajectory, denoise(trajectory)
     # the rows of a text exist only where the network reads it
     with harvest(teacher, request) as harvested:
-        trajectory = invert(teacher, latents, embeds, settings.steps, told("inversion"))
+        trajectory = inverted(embeds)
     return harvested, trajectory, denoise(trajectory) if settings.reconstruction else None
 
 

@@ -54,7 +54,8 @@ def invert(
 
     Each step first takes the prediction at x for that of its result, which is not yet known; each of `refinements`
     calls the network again, at the result so far (fixed-point iteration, as ReNoise, arXiv 2403.14602): a smaller
-    round-trip error for as many forwards more.
+    round-trip error for as many forwards more, if the steps are small enough for the iteration to contract. Of a
+    step's forwards a harvest records the last, whose input is best.
     Raises ModelError naming the step if a latent becomes NaN or infinite.
     """
     schedule = teacher.schedule(latents.shape)
@@ -64,11 +65,14 @@ def invert(
     trajectory = [x]
     for step, (below, above) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         where = f"Inversion step {step + 1} of {steps} (t={above.timestep:.4g})"
-        v = _predict(teacher, x, above.timestep, embeds, where)
-        result = schedule.up(x, v, below, above)
-        for _ in range(refinements):
-            v = _predict(teacher, result, above.timestep, embeds, where)
-            result = schedule.refined(x, result, v, below, above)
+        result = x
+        for iteration in range(refinements + 1):
+            with nullcontext() if iteration == refinements else unrecorded():
+                v = _predict(teacher, result, above.timestep, embeds, where)
+            if iteration == 0:
+                result = schedule.up(x, v, below, above)
+            else:
+                result = schedule.refined(x, result, v, below, above)
         x = result
         _check_latents(x, where)
         trajectory.append(x)

@@ -30,7 +30,8 @@ def _option(
 
 
 FRAME_WEIGHTS = ("span", "token")
-LATER = {"mask": "place", "layers": None, "confidence": "none"}  # at these, keys are those of before they existed
+# at these, keys are those of before they existed
+LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0}
 
 
 @dataclass
@@ -45,6 +46,7 @@ class ExtractionSettings:
     rows, head_ratio, mask*, band_*   with head_selection off
     mask_radius                  with mask band, and band_* with mask place
     noise_ceiling                without harvest_at noise
+    refinements                  with harvest_at noise, and reconstruction off: nothing is inverted
     seed                         with head_selection off, or rows all, and no harvest_at noise: nothing is drawn
     token_ratio                  with token_selection off
     LATER's keys stay out at their defaults, so that stores filled before these options existed remain in use.
@@ -55,6 +57,10 @@ class ExtractionSettings:
     steps: int = _option(
         5, "steps up to noise and down again: more reconstruct the clip better and take proportionally longer (the "
         "paper found 5 nearly as good as 10, and 2 clearly worse)", min=1, max=1000,
+    )
+    refinements: int = _option(
+        0, "fixed-point iterations of every inversion step, each one forward more: they bring a reconstruction without "
+        "guidance near the clip, if steps are many enough (10 rather than 5)", min=0, max=100,
     )
     guidance: float = _option(
         6.0, "strength of the text while denoising; 1 or less saves that pass, about a third of the time",
@@ -151,6 +157,8 @@ class ExtractionSettings:
         inert = [name for name, default in LATER.items() if used[name] == default]
         if self.harvest_at != "noise":
             inert += ["noise_ceiling"]
+        elif not self.reconstruction:
+            inert += ["refinements"]
         if self.harvest_at != "denoise":
             inert += ["memory_columns"] if self.reconstruction else ["memory_columns", "memory", "guidance"]
         elif not self.memory:

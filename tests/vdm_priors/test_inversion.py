@@ -7,7 +7,7 @@ from math import sqrt
 import pytest
 import torch
 
-from tests.vdm_priors.tiny_teacher import generator, tiny_teacher
+from tests.vdm_priors.tiny_teacher import generator, random_clip, tiny_teacher
 from vdm_priors.errors import ModelError
 from vdm_priors.inversion import invert, reconstruct
 from vdm_priors.schedules import DdimSchedule
@@ -76,6 +76,15 @@ def test_oracle_returns_to_the_start(steps, shift, guidance):
     assert back.dtype == torch.float32 and len(trajectory.latents) == steps + 1
 
 
+def test_every_number_of_steps_has_as_many_timesteps():
+    """diffusers counts 62 of them one too many, with t = −1 as the last: 61, 103, 121, …"""
+    teacher = tiny_teacher()
+    for steps in range(1, 1001):
+        timesteps = teacher.timesteps(steps)
+        assert len(timesteps) == steps and timesteps[0] == 999 and timesteps[-1] >= 0
+        assert all(a > b for a, b in zip(timesteps, timesteps[1:]))
+
+
 def test_levels_are_the_forward_schedulers_own():
     """snr_shift_scale 3.0 is honoured; diffusers' inverse scheduler would drop it."""
     x0, noise = start()
@@ -127,6 +136,36 @@ def test_guidance_and_memory_against_a_plain_loop():
         keep = sqrt((1 - b) / (1 - a))
         x = keep * x + (sqrt(b) - sqrt(a) * keep) * (sqrt(a) * x - sqrt(1 - a) * v)
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+
+
+def test_refinements_bring_the_clip_back_and_are_harvested_once():
+    """Of a step's forwards the last is recorded; a few bring extraction's own figure down."""
+    from vdm_priors.extract import ExtractionSettings, extract_priors
+    from vdm_priors.harvest import HarvestRequest, harvest
+
+    teacher = tiny_teacher()
+    x0, _ = start(1)
+    text, _ = teacher.encode_text(["a red ball moves"])
+    with harvest(teacher, HarvestRequest(4)) as harvested:
+        trajectory = invert(teacher, x0, text, 3, refinements=2)
+    assert harvested.forwards == 3
+    schedule = teacher.schedule(x0.shape)
+    levels, recorded = schedule.levels(3), []
+    for x, below, above in zip(trajectory.latents, levels, levels[1:]):
+        first = schedule.up(x, teacher.predict(x, above.timestep, text), below, above)
+        second = schedule.refined(x, first, teacher.predict(first, above.timestep, text), below, above)
+        recorded.append((second, above.timestep))
+    with harvest(teacher, HarvestRequest(4)) as by_hand:
+        for x, t in recorded:
+            teacher.predict(x, t, text)
+    torch.testing.assert_close(harvested.t2v, by_hand.t2v, atol=1e-6, rtol=0)
+    errors = []
+    for refinements in (0, 4):
+        settings = ExtractionSettings(  # up and down under the same text
+            steps=10, refinements=refinements, guidance=1.0, memory=False, harvest_at="inversion")
+        (prior,) = extract_priors(teacher, [random_clip()], ["a red ball moves"], settings)
+        errors.append(prior.provenance["reconstruction"]["latent_relative_l2"])
+    assert errors[0] > 5 * errors[1]
 
 
 def test_latents_stay_float32_when_the_network_is_bfloat16():
