@@ -157,6 +157,17 @@ def test_refusals(tmp_path):
         load_teacher(tmp_path / "empty")
 
 
+def test_the_hubs_other_scheduler_has_the_same_levels(tmp_path):
+    """CogVideoX-5b names the multistep DPM sampler; the levels of noise and the network are the same."""
+    folder = edited_folder(tmp_path, "scheduler/scheduler_config.json", _class_name="CogVideoXDPMScheduler")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"))
+    teacher = load_teacher(folder)
+    assert type(teacher.scheduler).__name__ == "CogVideoXDPMScheduler"
+    for steps in (5, 7, 61):
+        assert teacher.schedule((1,)).levels(steps) == tiny_teacher().schedule((1,)).levels(steps)
+
+
 def test_epsilon_prediction_is_refused(tmp_path):
     folder = edited_folder(tmp_path, "scheduler/scheduler_config.json", prediction_type="epsilon")
     with pytest.raises(ModelError, match="predicts 'epsilon'"):

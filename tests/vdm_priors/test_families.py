@@ -329,7 +329,8 @@ def test_oracle_returns_to_the_start(name, steps, guidance):
 def test_levels_rise_from_the_clip_to_noise(name):
     teacher, shape = tiny_family(name), latents_of(name).shape
     schedule = teacher.schedule(shape)
-    for steps in (2, 61, 1000):
+    fewest = 2 if name in ("mochi", "ltx") else 1
+    for steps in (fewest, 61, 1000):
         levels = schedule.levels(steps)
         noise = [1 - level.noise if name.startswith("cogvideox") else level.noise for level in levels]
         assert len(levels) == steps + 1 and noise[0] == 0 and noise[-1] > 0.999
@@ -337,9 +338,27 @@ def test_levels_rise_from_the_clip_to_noise(name):
     for ceiling in (0.01, 0.5, 1.0):
         probes = schedule.probes(3, ceiling)
         assert len({level.timestep for level in probes}) == 3 and all(0 <= level.timestep <= 1000 for level in probes)
-    for wrong in (0, 1001) if name != "mochi" else (1, 1001):
-        with pytest.raises(ModelError, match=f"takes [12] to 1000 steps, not {wrong}"):
+    for wrong in (fewest - 1, 1001):
+        with pytest.raises(ModelError, match=f"takes {fewest} to 1000 steps, not {wrong}"):
             schedule.levels(wrong)
+
+
+@every_family
+def test_probes_are_the_clip_with_seeded_noise(name, monkeypatch):
+    teacher, x0, text = tiny_family(name), latents_of(name), text_of(name)
+    seen = []
+    monkeypatch.setattr(teacher, "predict", lambda x, t, text: seen.append((x, t)) or x)
+    probe(teacher, x0, text, steps=2, ceiling=0.4, seed=3)
+    for step, (x, t) in enumerate(seen):
+        noise = torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(3000 + step))
+        share = 0.4 * (step + 0.5) / 2
+        if name.startswith("cogvideox"):
+            level = float(teacher.alphas_cumprod[int(1000 * share)])
+            expected, told = level**0.5 * x0 + (1 - level) ** 0.5 * noise, int(1000 * share)
+        else:
+            expected, told = (1 - share) * x0 + share * noise, 1000 * (1 - share if name == "mochi" else share)
+        torch.testing.assert_close(x, expected, atol=1e-6, rtol=0)
+        assert t == pytest.approx(told)
 
 
 @every_family

@@ -71,7 +71,11 @@ class LtxVideo(PipelineTeacher):
         _, frames, _, height, width = shape
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         mu = calculate_shift(frames * height * width, *(self.scheduler.config[name] for name in names))
-        return flow_schedule(self.scheduler, lambda steps: {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu})
+        return flow_schedule(
+            self.scheduler,
+            lambda steps: {"sigmas": np.linspace(1.0, 1 / steps, steps), "mu": mu},
+            fewest_steps=2 if self.scheduler.config.shift_terminal else 1,  # it stretches what lies between two
+        )
 
     def _scaled(self, z: Tensor) -> Tensor:
         mean, deviation = self._statistics()
