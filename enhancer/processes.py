@@ -24,6 +24,10 @@ from enhancer.runfolder import read_json, readable_write_errors, write_json
 from vdm_priors.errors import UserError
 
 FOLDER = ".extraction"
+# as accelerate.PartialState looks for them: torchrun's and accelerate's own, Intel MPI, Open MPI, MVAPICH2
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 TELL_EVERY = 1.0  # seconds between two records of a process that only say how far it is
 END = object()
 Item = TypeVar("Item")
@@ -39,13 +43,16 @@ class Process:
 
     @classmethod
     def this(cls) -> Process:
-        """As the launcher's environment says (RANK, WORLD_SIZE, LOCAL_RANK); the only one without a launcher."""
+        """As the launcher's environment says (torchrun's names, or those of MPI); the only one without a launcher."""
+        def told(names: tuple[str, ...], default: int) -> int:
+            return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
         try:
-            rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-            local = int(os.environ.get("LOCAL_RANK", rank))
+            rank, count = told(RANK, 0), told(COUNT, 1)
+            local = told(LOCAL, rank)
         except ValueError as error:
-            raise UserError(f"The environment's RANK, WORLD_SIZE or LOCAL_RANK is no number ({error}); start the processes "
-                            f"with `accelerate launch` or `torchrun`.") from error
+            raise UserError(f"One of the environment's {RANK[0]}, {COUNT[0]} and {LOCAL[0]} is no number ({error}); start the "
+                            f"processes with `accelerate launch` or `torchrun`.") from error
         if not 0 <= rank < count:
             raise UserError(f"The environment says RANK={rank} of WORLD_SIZE={count}; ranks count from 0.")
         return cls(rank, count, local)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from dataclasses import replace
@@ -9,10 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
+from enhancer.extraction import needed_sources, source_contexts, used_teachers, with_own_frames
+from enhancer.recipe import build
+from enhancer.recipe_schema import EnhanceRecipe
+from enhancer.runfolder import RunFolder
 from enhancer.sources import SourceContext, SourceSpec, build_source, build_spec, fill_store, shared_text, source_names
 from enhancer.sources import shuffled
 from enhancer.sources.ensemble import averaged
@@ -20,7 +27,7 @@ from enhancer.sources.shuffled import exchanged, next_in_cycle, rows_by_role
 from enhancer.sources.uniform import flattened
 from enhancer.sources.vdm import VdmSource
 from enhancer.video.clip import Sampling
-from vdm_priors.errors import ClipError, ModelError, StoreError, UserError
+from vdm_priors.errors import ClipError, ModelError, RecipeError, StoreError, UserError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
 from vdm_priors.settings import ExtractionSettings
@@ -28,7 +35,7 @@ from vdm_priors.store import PriorStore
 from vdm_priors.words import split_words
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_run import write_video  # noqa: E402
+from tiny_run import teacher_folder, write_video  # noqa: E402
 
 
 def make_prior(text="the red ball rolls", seed=0, shape=(2, 3, 4), words=None):
@@ -448,3 +455,72 @@ def test_ensemble_of_stored_priors(monkeypatch, context, samples):
     assert [p.id for p in report.problems] == ["s2"] and "no word is in two members" in report.problems[0].reason
     agreed = context.store.get(report.rows[0][1])
     assert torch.allclose(agreed.weight, torch.tensor(agreed.provenance["agreement_of_words"]), atol=1e-6)
+
+
+# ---- what arms ask for ---------------------------------------------------------------------------
+
+def recipe_of(*arms, **more):
+    return build(EnhanceRecipe, {"name": "t", "world": {}, "arms": [{"name": f"a{n}", **arm} for n, arm in enumerate(arms)], **more})
+
+
+def test_arms_with_ensembles_and_further_teachers():
+    gated = {"source": "ensemble", "members": ["vdm", "oracle", "wan"], "gate": "agreement"}
+    recipe = recipe_of({"source": "shuffled", "base": "ensemble", "members": ["vdm", "oracle"]}, gated, {"source": "vdm", "teacher": "wan"},
+                       {"source": "uniform", "teacher": "wan"}, {"source": "vdm"}, {"source": "oracle"}, {"source": "none"},
+                       teachers=[{"name": "wan", "model": "some/wan"}, {"name": "unused", "model": "some/other"}])
+    labels = [spec.label for spec in needed_sources(recipe)]
+    assert set(labels[:3]) == {"vdm", "oracle", "wan"} and len(set(labels)) == len(labels)
+    assert labels.index("ensemble(vdm+oracle)") < labels.index("shuffled(ensemble(vdm+oracle))")
+    assert set(labels[3:]) == {"ensemble(vdm+oracle)", "shuffled(ensemble(vdm+oracle))", "uniform(wan)",
+                               "ensemble(vdm+oracle+wan, gate agreement)"}
+    assert list(used_teachers(recipe)) == ["", "wan"]
+    assert list(used_teachers(recipe_of({"source": "vdm", "teacher": "wan"}, teachers=[{"name": "wan"}]))) == ["wan"]
+
+
+@pytest.mark.parametrize("arm, fault", [
+    ({"source": "ensemble", "members": ["vdm"]}, "arms.a0.members: an ensemble needs two or more different members"),
+    ({"source": "ensemble", "members": ["vdm", "vdm"]}, "two or more different members"),
+    ({"source": "ensemble", "members": ["vdm", "wann"]}, "no source or teacher 'wann'; known: oracle, vdm, wan"),
+    ({"source": "ensemble", "members": ["vdm", "uniform"]}, "no source or teacher 'uniform'"),
+    ({"source": "vdm", "members": ["vdm", "oracle"]}, "members and gate are keys of the source ensemble, not of vdm"),
+    ({"source": "vdm", "gate": "agreement"}, "members and gate are keys of the source ensemble"),
+    ({"source": "oracle", "teacher": "wan"}, "only the source vdm has a teacher"),
+    ({"source": "vdm", "teacher": "gone"}, "no teacher 'gone'; known: wan"),
+    ({"source": "ensemble", "members": ["vdm", "oracle"], "gate": "maybe"}, "must be one of none, agreement")])
+def test_arms_that_make_no_sense_are_told(arm, fault):
+    with pytest.raises(RecipeError, match=re.escape(fault)):
+        recipe_of(arm, teachers=[{"name": "wan"}])
+
+
+@pytest.mark.parametrize("teacher, fault", [
+    ({"name": "oracle"}, "teachers.oracle: the name is a source's"), ({"name": "w", "text": "answer"}, "give the same `text`"),
+    ({"name": "w", "store": "x"}, "leave `store` out"), ({"name": "w", "size": [8]}, "teachers.w.size"), ({}, "required")])
+def test_teachers_that_make_no_sense_are_told(teacher, fault):
+    with pytest.raises(RecipeError, match=re.escape(fault)):
+        recipe_of({"source": "vdm"}, teachers=[teacher])
+
+
+def test_each_teacher_has_its_own_settings(tmp_path):
+    recipe = recipe_of({"source": "ensemble", "members": ["vdm", "second"]}, output=str(tmp_path), teacher={
+        "model": str(teacher_folder())}, teachers=[{"name": "second", "model": str(teacher_folder()), "size": [16, 16],
+                                                    "batch_size": 3, "sampling": {"frames": 5}}])
+    full = with_own_frames(recipe)
+    assert (full.teacher.sampling.frames, full.teachers[0].sampling.frames) == (9, 5) and with_own_frames(full) is full
+    contexts = source_contexts(tmp_path, full, [], None, Console(quiet=True))
+    assert [contexts[name].size for name in ("", "second")] == [None, (16, 16)] and contexts["second"].batch_size == 3
+    assert contexts[""].store is contexts["second"].store
+    assert contexts["second"].load_teacher().transformer is not None
+
+
+def test_a_run_folder_of_an_older_version_goes_on(tmp_path):
+    """Keys that have come since, at their defaults, do not make another recipe of it."""
+    recipe = recipe_of({"source": "vdm"})
+    run = RunFolder.open(tmp_path / "t", recipe)
+    path = tmp_path / "t" / "recipe.yaml"
+    old = yaml.safe_load(path.read_text())
+    del old["teachers"], old["arms"][0]["members"], old["arms"][0]["gate"], old["arms"][0]["teacher"]
+    path.write_text(yaml.safe_dump(old))
+    assert RunFolder.open(tmp_path / "t", recipe).folder == run.folder
+    changed = recipe_of({"source": "vdm", "weight": 0.5})
+    with pytest.raises(UserError, match="arms.a0.weight: None -> 0.5"):
+        RunFolder.open(tmp_path / "t", changed)
