@@ -17,7 +17,7 @@ import rich.table
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
-from enhancer.preflight_models import Models, hub_unreachable, light_student, resolve_models
+from enhancer.preflight_models import Models, check_further_teachers, hub_unreachable, light_student, resolve_models
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import existing_folder, machine_memory
 from enhancer.shipped import weights_bytes
@@ -59,6 +59,7 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     report = Preflight()
     sources = needed_sources(recipe)
     models = resolve_models(recipe, report, uses_teacher=SourceSpec("vdm") in sources)
+    check_further_teachers(recipe, report)
     samples = [*data.train, *data.test]
     shapes = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
     longest = _student_tokens(recipe, models.student, data, shapes, report, offline)

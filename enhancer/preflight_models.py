@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from enhancer.recipe_schema import EnhanceRecipe, TeacherSettings
@@ -71,6 +72,24 @@ def resolve_models(recipe: EnhanceRecipe, report: Any, uses_teacher: bool) -> Mo
         else:
             check_teacher_settings(recipe.teacher, models.geometry, report)
     return models
+
+
+def check_further_teachers(recipe: EnhanceRecipe, report: Any) -> None:
+    """Faults of those of `teachers` that arms take priors from, each with the teacher's name."""
+    from enhancer.extraction import used_teachers
+
+    for name, teacher in used_teachers(recipe).items():
+        if not name:
+            continue
+        found = SimpleNamespace(faults=[], warnings=[])
+        path = _resolved(teacher_path, teacher.model, TEACHER_WEIGHTS, found.faults)
+        if path is not None and Path(path).is_dir():
+            try:
+                check_teacher_settings(teacher, teacher_geometry(Path(path)), found)
+            except ModelError as error:
+                found.faults.append(str(error))
+        report.faults += [f"teachers.{name}: {fault}" for fault in found.faults]
+        report.warnings += [f"teachers.{name}: {warning}" for warning in found.warnings]
 
 
 def _resolved(path_of: Any, name: str, weights: tuple[str, ...], told: list[str]) -> str | None:

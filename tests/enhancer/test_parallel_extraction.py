@@ -282,6 +282,18 @@ def test_an_environment_that_makes_no_sense_is_told(monkeypatch, values, message
         Process.this()
 
 
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+                                   ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")])
+def test_launchers_are_understood(monkeypatch, names):
+    assert Process.this() == Process(0, 1, 0)
+    for name, value in zip(names, "531", strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="RANK=5 of WORLD_SIZE=3"):
+        Process.this()
+    monkeypatch.setenv(names[1], "8")
+    assert Process.this() == Process(5, 8, 1) and str(Process.this()) == "process 5 of 8"
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [Process(n, 4, n % 4).device("cuda") for n in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.extraction import needed_sources, source_contexts, used_teachers, with_own_frames
+from enhancer.preflight import Preflight
+from enhancer.preflight_models import check_further_teachers
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import RunFolder
@@ -510,6 +512,17 @@ def test_each_teacher_has_its_own_settings(tmp_path):
     assert [contexts[name].size for name in ("", "second")] == [None, (16, 16)] and contexts["second"].batch_size == 3
     assert contexts[""].store is contexts["second"].store
     assert contexts["second"].load_teacher().transformer is not None
+
+
+def test_faults_of_further_teachers_are_found_before_the_run(tmp_path):
+    (tmp_path / "hollow").mkdir()
+    recipe = recipe_of({"source": "ensemble", "members": ["oracle", "hollow", "odd"]}, {"source": "oracle"}, teachers=[
+        {"name": "hollow", "model": str(tmp_path / "hollow")}, {"name": "unused", "model": "no such"},
+        {"name": "odd", "model": str(teacher_folder()), "sampling": {"frames": 8}}])
+    report = Preflight()
+    check_further_teachers(recipe, report)
+    assert [fault.split(": ")[0] for fault in report.faults] == ["teachers.hollow", "teachers.odd"]
+    assert "no weights" in report.faults[0] and "frames is 8" in report.faults[1]
 
 
 def test_a_run_folder_of_an_older_version_goes_on(tmp_path):
