@@ -1,4 +1,4 @@
-"""Exact attention probabilities of chosen rows, where text and vision lie, and a change of processors that undoes itself.
+"""Exact probabilities of chosen attention rows, where text and vision lie, and processors that are put back.
 
 Legend: b batch, h heads, r query rows, k keys, d head width, s tokens of a stream.
 """

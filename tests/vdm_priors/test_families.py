@@ -181,7 +181,9 @@ def test_rows_are_the_dense_softmax_and_give_the_modules_own_output(name, monkey
             seen = v.shape[1] - tokens  # Mochi's own call has no padding, the others' have all of it
             columns = real if name == "mochi" else torch.arange(length)
             assert seen == len(columns)
-            words, vision = (slice(0, seen), slice(seen, None)) if joint_first else (slice(tokens, None), slice(0, tokens))
+            words, vision = slice(tokens, None), slice(0, tokens)
+            if joint_first:
+                words, vision = slice(0, seen), slice(seen, None)
             close(v2v, p[:, vision, vision])
             close(v2t[:, columns], p[:, vision, words].transpose(1, 2))
             close(t2v[:, real], p[:, words, vision][:, : len(real)])
@@ -230,11 +232,40 @@ def test_of_two_stages_the_one_of_the_timestep_is_harvested():
     high, low, both = runs
     assert (high - low).abs().max() > 1e-4
     assert torch.equal(both, torch.cat([high, low], dim=1))  # heads of two networks are not one another's
-    with pytest.raises(ModelError, match="nothing was recorded"), harvest(teacher, HarvestRequest(3, layers=[0])) as found:
+    with harvest(teacher, HarvestRequest(3, layers=[0])) as first:
         teacher.predict(latents, 499.0, text)
-        _ = found.t2v
-    with harvest(teacher, HarvestRequest(3, layers=[0])):
+    with pytest.raises(ModelError, match="nothing was recorded"):
+        _ = first.t2v
+    with harvest(teacher, HarvestRequest(3, layers=[0])) as first:
         teacher.predict(latents, 500.0, text)  # the boundary itself belongs to the first stage
+    assert first.t2v.isfinite().all()
+
+
+def test_the_other_vae_of_wan22_joins_more_pixels():
+    """That of Wan 2.2 5B: 16 pixels a latent, so 32 a token."""
+    from diffusers import AutoencoderKLWan, WanPipeline
+
+    from vdm_priors.families.wan import Wan
+
+    small = tiny_family("wan22")
+    vae = AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, is_residual=True,
+        temperal_downsample=[False, True, True], patch_size=2, in_channels=12, out_channels=12,
+        scale_factor_spatial=16, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.5, 1.0, 2.0],
+    )
+    teacher = Wan(WanPipeline(
+        tokenizer=small.tokenizer, text_encoder=small.text_encoder, vae=vae, transformer=small.transformer,
+        scheduler=small.scheduler, expand_timesteps=True,
+    ), small.folder)
+    with pytest.raises(ModelError, match="multiples of 32 pixels, not 32×48"):
+        teacher.frame_size((32, 48))
+    pixels = teacher.prepare_frames(random_clip(5).frames, (32, 64))
+    latents = teacher.encode_video(pixels)
+    assert latents.shape == (1, 2, 4, 2, 4) and teacher.decode(latents, 5).shape == pixels.shape
+    grid = teacher.token_grid([0.0, 1.0, 2.0, 3.0, 4.0], 5.0, (0.0, 0.0, 1.0, 1.0), (32, 64))
+    with harvest(teacher, HarvestRequest(2, torch.tensor([0]))) as found:
+        assert teacher.predict(latents, 900.0, text_of("wan22", batch=1)).shape == latents.shape
+    assert grid.shape == (2, 1, 2) and found.v2v.shape[-1] == 4
 
 
 @every_family

@@ -89,7 +89,7 @@ def build_ltx(folder: Path) -> None:
         latent_channels=8, block_out_channels=widths, decoder_block_out_channels=widths, layers_per_block=one,
         decoder_layers_per_block=one, spatio_temporal_scaling=(True, True, False, False),
         decoder_spatio_temporal_scaling=(True, True, False, False), patch_size=2, patch_size_t=1,
-        temporal_compression_ratio=4, scaling_factor=0.9,
+        timestep_conditioning=True, temporal_compression_ratio=4, scaling_factor=0.9,
     )
     vae.latents_mean.uniform_(-0.5, 0.5)
     vae.latents_std.uniform_(0.5, 2.0)

@@ -47,8 +47,8 @@ def load_pipeline(
     except Exception as error:  # diffusers, transformers and safetensors raise kinds of their own
         raise ModelError(
             f"The {family} teacher {source} could not be loaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:400]}). Check that all parts that its model_index.json names are there, as "
-            f"safetensors, and of one model."
+            f"{' '.join(str(error).split())[:400]}). Check that all parts that its model_index.json names are there, "
+            f"as safetensors, and of one model."
         ) from error
     finally:
         for log in bars:

@@ -42,7 +42,7 @@ def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device
 
 
 def trained_frames(path_or_hub: str | Path) -> int:
-    """Frames (pixel frames, not latents) of the clips it was trained on. Raises ModelError if that is not to be read."""
+    """Frames (of pixels, not latents) of the clips it was trained on. Raises ModelError if that is not to be read."""
     source = str(path_or_hub)
     revision = None if Path(source).exists() else hub_commit(source)
     try:
