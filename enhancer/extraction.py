@@ -1,6 +1,6 @@
 """The priors of a recipe: which sources its arms need, what those are built from, and filling the store.
 
-    needed_sources(recipe) -> specs, source_contexts(...) -> what they are built from, extract_priors(run, ...) -> samples
+    needed_sources(recipe) -> specs; source_contexts(...) -> what they are built from; extract_priors(...) -> samples
 
 One process does it alone, or those of `accelerate launch` or `torchrun` together (enhancer.processes).
 """
@@ -43,7 +43,8 @@ def needed_sources(recipe: EnhanceRecipe) -> list[SourceSpec]:
 def used_teachers(recipe: EnhanceRecipe) -> dict[str, TeacherSettings]:
     """The teachers that arms take priors from, by name; "" is the recipe's `teacher`."""
     used = {spec.teacher for spec in needed_sources(recipe) if spec.name == "vdm"}
-    return {name: teacher for name, teacher in [("", recipe.teacher), *((t.name, t) for t in recipe.teachers)] if name in used}
+    named = {"": recipe.teacher, **{teacher.name: teacher for teacher in recipe.teachers}}
+    return {name: teacher for name, teacher in named.items() if name in used}
 
 
 def with_own_frames(recipe: EnhanceRecipe, console: Console | None = None, ask_hub: bool = True) -> EnhanceRecipe:
@@ -84,7 +85,10 @@ def _with_own_frames(teacher: TeacherSettings, needed: bool, console: Console | 
 
 def source_contexts(run: Path, recipe: EnhanceRecipe, samples: list[Sample], truth: Any, console: Console,
                     store: Path | None = None) -> dict[str, SourceContext]:
-    """What the recipe's sources are built from, by teacher ("" is `teacher`, there in any case). store: if not the recipe's."""
+    """What the recipe's sources are built from, by teacher ("" is `teacher`, there in any case).
+
+    store: its folder, if not the recipe's.
+    """
     from enhancer.arms import store_folder
 
     used = used_teachers(recipe)
@@ -104,12 +108,14 @@ def _source_context(recipe: EnhanceRecipe, teacher: TeacherSettings, used: bool,
         from vdm_priors.families import load_teacher
 
         console.note(f"loading the teacher {folder}")
-        return load_teacher(folder, dtype=getattr(torch, teacher.dtype), device=Process.this().device(torch_device(recipe.device)))
+        device = Process.this().device(torch_device(recipe.device))
+        return load_teacher(folder, dtype=getattr(torch, teacher.dtype), device=device)
 
     return SourceContext(
-        samples=samples, store=store, sampling=teacher.sampling.sampling(), text=teacher.text, seed=recipe.seed, frames=frames,
-        teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load, settings=teacher.extraction,
-        batch_size=teacher.batch_size, size=tuple(teacher.size) if teacher.size else None, dtype=teacher.dtype, truth=truth)
+        samples=samples, store=store, sampling=teacher.sampling.sampling(), text=teacher.text, seed=recipe.seed,
+        frames=frames, teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load, settings=teacher.extraction,
+        batch_size=teacher.batch_size, size=tuple(teacher.size) if teacher.size else None, dtype=teacher.dtype,
+        truth=truth)
 
 
 def fill_stores(run: Path, recipe: EnhanceRecipe, data: Any, console: Console,
@@ -148,13 +154,15 @@ def extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Any, console: Co
             console.warn(sentence)
 
 
-def _extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Any, console: Console, team: Team | None) -> list[Sample]:
+def _extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Any, console: Console,
+                    team: Team | None) -> list[Sample]:
     rows, problems, having = [], [], []
     for spec, report in fill_stores(run.folder, recipe, data, console, team):
         problems += [Problem(p.id, f"{spec.label}: {p.reason}") for p in report.problems]
         if not report.rows:
             first = report.problems[0].reason if report.problems else "no samples"
-            raise UserError(f"No {spec.label} prior could be made for any of {len(data.train)} samples; the first: {first}")
+            raise UserError(f"No {spec.label} prior could be made for any of {len(data.train)} samples; the first: "
+                            f"{first}")
         rows += [{"sample_id": sample.id, "key": key, "source": spec.label, "question": sample.question,
                   "video": str(sample.video), **report.facts.get(key, {})} for sample, key in report.rows]
         having.append({sample.id for sample, _ in report.rows})

@@ -49,8 +49,8 @@ class Data:
 def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, until: str = "all") -> Path:
     """Runs a checked recipe and returns its run folder; raises UserError for what a user can mend.
 
-    Of several processes (accelerate launch, torchrun), which can only extract priors, the first one keeps the run folder
-    and speaks; the others help it.
+    Of several processes (accelerate launch, torchrun), which can only extract priors, the first one keeps the run
+    folder and speaks; the others help it.
     """
     import torch
 
@@ -58,8 +58,8 @@ def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, un
     quiet_libraries()
     process = Process.this()
     if process.count > 1 and until != "priors":
-        raise UserError(f"This is {process}, but only `enhancer extract` works with several. Start `enhancer run` and `enhancer "
-                        f"train` once, without a launcher; parallel_arms trains several students at once.")
+        raise UserError(f"This is {process}, but only `enhancer extract` works with several. Start `enhancer run` and "
+                        f"`enhancer train` once, without a launcher; parallel_arms trains several students at once.")
     with ended_in_order() if process.count > 1 else nullcontext():
         return _run(recipe, console, fresh, until) if process.rank == 0 else help_extract(recipe, process)
 

@@ -1,8 +1,8 @@
 """Processes that extract priors together: `accelerate launch` and `torchrun` start them and say which is which.
 
-They need no process group. What they share lies in the prior store: the priors, who makes which (vdm_priors.store.Claims),
-and in <store>/.extraction/<run>/ one record a process, which says what it did and what it could not do. A process holds
-a lock beside its record while it lives, so that the others can tell a slow one from a dead one.
+They need no process group. What they share lies in the prior store: the priors, who makes which
+(vdm_priors.store.Claims), and in <store>/.extraction/<run>/ one record a process, which says what it did and what it could
+not do. A process holds a lock beside its record while it lives, so that the others can tell a slow one from a dead one.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Process:
             rank, count = told(RANK, 0), told(COUNT, 1)
             local = told(LOCAL, rank)
         except ValueError as error:
-            raise UserError(f"One of the environment's {RANK[0]}, {COUNT[0]} and {LOCAL[0]} is no number ({error}); start the "
-                            f"processes with `accelerate launch` or `torchrun`.") from error
+            raise UserError(f"One of the environment's {RANK[0]}, {COUNT[0]} and {LOCAL[0]} is no number ({error}); start "
+                            f"the processes with `accelerate launch` or `torchrun`.") from error
         if not 0 <= rank < count:
             raise UserError(f"The environment says RANK={rank} of WORLD_SIZE={count}; ranks count from 0.")
         return cls(rank, count, local)
@@ -77,7 +77,8 @@ class Team:
 
     def __init__(self, store: Path, run: str, process: Process) -> None:
         self.process, self.folder = process, Path(store) / FOLDER / run
-        self._record: dict[str, Any] = {"rank": process.rank, "status": "working", "reason": "", "settled": {}, "problems": {}}
+        self._record: dict[str, Any] = {"rank": process.rank, "status": "working", "reason": "", "settled": {},
+                                        "problems": {}}
         self._told = self._heard = 0.0
         self._others: list[dict] = []
 

@@ -138,7 +138,8 @@ class ArmSettings:
         """Faults between the arm's keys. teachers: names of the recipe's further teachers."""
         used, at = {self.source, self.base if self.source in WRAPPING else ""}, f"arms.{self.name}"
         known = [*OWN_SOURCES, *teachers]
-        faults = [f"{at}.members: there is no source or teacher '{m}'; known: {', '.join(known)}" for m in self.members if m not in known]
+        faults = [f"{at}.members: there is no source or teacher '{member}'; known: {', '.join(known)}"
+                  for member in self.members if member not in known]
         if "ensemble" in used and (len(self.members) < 2 or len(set(self.members)) < len(self.members)):
             faults.append(f"{at}.members: an ensemble needs two or more different members, not {self.members}")
         if "ensemble" not in used and (self.members or self.gate != "none"):
@@ -146,7 +147,8 @@ class ArmSettings:
         if self.teacher is not None and "vdm" not in used:
             faults.append(f"{at}.teacher: only the source vdm has a teacher")
         elif self.teacher is not None and self.teacher not in teachers:
-            faults.append(f"{at}.teacher: there is no teacher '{self.teacher}'; known: {', '.join(teachers) or 'none, see `teachers`'}")
+            faults.append(f"{at}.teacher: there is no teacher '{self.teacher}'; known: "
+                          f"{', '.join(teachers) or 'none, see `teachers`'}")
         return faults
 
 

@@ -130,7 +130,7 @@ class PriorStore:
         except OSError as error:
             raise StoreError(f"The prior {path} cannot be read ({error.strerror or error}).") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"The prior {path} is damaged or not a motion prior: its header cannot be read.") from error
+            raise StoreError(f"The prior {path} is damaged or not a motion prior: its header is not readable.") from error
 
     def put(self, key: str, prior: MotionPrior) -> None:
         """Store `prior` whole or not at all; replaces an older one.
@@ -229,8 +229,10 @@ class Claims:
                 raise self._unusable(error) from error
 
     def _unusable(self, error: OSError) -> StoreError:
-        return StoreError(f"The prior store's {self.path} cannot be locked ({error.strerror or error}), so that processes "
-                          f"could not share the work. Choose a store on a file system with locks that you may write to.")
+        return StoreError(
+            f"The prior store's {self.path} cannot be locked ({error.strerror or error}), so that processes could not "
+            f"share the work. Choose a store on a file system with locks that you may write to."
+        )
 
 
 def _offset(key: str) -> int:

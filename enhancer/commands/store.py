@@ -27,21 +27,23 @@ AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 def open_store(folder: Path) -> PriorStore:
     """The store in a folder that exists; a typing error is no empty store."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. A run's priors are in <run folder>/priors unless its recipe has teacher.store.")
+        raise UserError(f"There is no folder {folder}. A run's priors are in <run folder>/priors, unless its recipe has "
+                        f"teacher.store.")
     return PriorStore(folder)
 
 
 # ---- ls ------------------------------------------------------------------------------------------
 
-def list_store(folder: Path, source: str | None, model: str | None, text: str | None, as_json: bool, console: Console) -> int:
+def list_store(folder: Path, source: str | None, model: str | None, text: str | None, as_json: bool,
+               console: Console) -> int:
     """Prints the priors that fit, from their headers alone; returns how many. Headers that cannot be read are counted.
 
     source, model: the whole name; text: a part of it, in any case. as_json: one object a line.
     """
     store, unreadable, shown, total = open_store(folder), [], [], 0
     for entry in _entries(store, unreadable):
-        fits = (source in (None, entry.source), model in (None, entry.model), (text or "").lower() in entry.text.lower())
-        if all(fits):
+        named = source in (None, entry.source) and model in (None, entry.model)
+        if named and (text or "").lower() in entry.text.lower():
             shown.append(entry)
             total += entry.bytes
     if as_json:
@@ -70,8 +72,9 @@ def _entries(store: PriorStore, unreadable: list[str]) -> Iterator[PriorEntry]:
 def _lines(entries: list[PriorEntry], width: int) -> Iterator[str]:
     """A table as plain lines, of which the text is cut to fit; rich takes milliseconds a row."""
     now = time.time()
-    rows = [COLUMNS] + [(entry.key[:SHORT_KEY], entry.source, entry.model, " ".join(entry.text.split()), "×".join(map(str, entry.shape)),
-                         str(len(entry.words)), _size(entry.bytes), _age(now - entry.modified)) for entry in entries]
+    rows = [COLUMNS] + [(entry.key[:SHORT_KEY], entry.source, entry.model, " ".join(entry.text.split()),
+                         "×".join(map(str, entry.shape)), str(len(entry.words)), _size(entry.bytes),
+                         _age(now - entry.modified)) for entry in entries]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     text = COLUMNS.index("text")
     widths[text] = max(LEAST_TEXT, min(widths[text], width - sum(widths) + widths[text] - 2 * len(widths)))
@@ -85,13 +88,14 @@ def _size(count: float) -> str:
 
 
 def _age(seconds: float) -> str:
-    return next((f"{seconds / unit:.0f} {name}" for unit, name in AGES if seconds >= unit), f"{max(seconds, 0.0):.0f} s")
+    found = (f"{seconds / unit:.0f} {name}" for unit, name in AGES if seconds >= unit)
+    return next(found, f"{max(seconds, 0.0):.0f} s")
 
 
 # ---- verify --------------------------------------------------------------------------------------
 
 def verify_store(folder: Path, delete: bool, console: Console) -> bool:
-    """Reads every prior whole and holds it against its checksum; True where none is damaged, or all damaged are deleted."""
+    """Holds every prior against its checksum; True where none is damaged, or all that are have been deleted."""
     store, damaged = open_store(folder), []
     keys = store.keys()
     with console.bar("verifying", len(keys), "prior") as bar:
@@ -100,14 +104,15 @@ def verify_store(folder: Path, delete: bool, console: Console) -> bool:
                 store.get(key)
             except StoreError as error:
                 damaged.append(key)
-                console.print(f"✗ {store.path(key)}: {error.__cause__ or error}", style="red", markup=False, soft_wrap=True)
+                told = f"✗ {store.path(key)}: {error.__cause__ or error}"
+                console.print(told, style="red", markup=False, soft_wrap=True)
             bar(done)
     if delete:
         for key in damaged:
             store.discard(key)
     told = " and deleted: the next extraction makes them again" if delete and damaged else ""
-    console.print(f"{len(keys) - len(damaged)} of {len(keys)} priors are whole, {len(damaged)} damaged{told}", markup=False,
-                  highlight=False)
+    whole = len(keys) - len(damaged)
+    console.print(f"{whole} of {len(keys)} priors are whole, {len(damaged)} damaged{told}", markup=False, highlight=False)
     return delete or not damaged
 
 
@@ -121,10 +126,12 @@ def collect_garbage(folder: Path, runs: list[Path], recipes: list[str], delete: 
     """
     store = open_store(folder)
     keys, used = store.keys(), set()
-    named = [(str(run), _keys_of_run(run, store)) for run in runs] + [(name, _keys_of_recipe(name, store)) for name in recipes]
+    named = [(str(run), _keys_of_run(run, store)) for run in runs]
+    named += [(name, _keys_of_recipe(name, store)) for name in recipes]
     for name, its in named:
         if not its & set(keys):
-            raise UserError(f"{name} uses none of the {len(keys)} priors in {folder}, so nothing is deleted; check the two names.")
+            raise UserError(f"{name} uses none of the {len(keys)} priors in {folder}, so nothing is deleted; check the two "
+                            f"names.")
         used |= its
         console.note(f"{name} uses {len(its & set(keys))} of {len(keys)} priors")
     unused = [key for key in keys if key not in used] if named else []
@@ -171,7 +178,7 @@ def _keys_of_recipe(name: str, store: PriorStore) -> set[str]:
 
 
 def planned_keys(recipe: EnhanceRecipe, store: PriorStore) -> set[str]:
-    """Keys of all priors that a run of this recipe uses, as far as they can be told from its data, models and the store."""
+    """Keys of all priors that a run of this recipe uses, as far as its data, models and the store tell them."""
     from enhancer.extraction import needed_sources, source_contexts, with_own_frames
     from enhancer.pipeline import read_data
     from enhancer.sources import build_spec
@@ -179,7 +186,8 @@ def planned_keys(recipe: EnhanceRecipe, store: PriorStore) -> set[str]:
     try:
         recipe = with_own_frames(recipe)
         data = read_data(recipe, asked=False)
-        contexts = source_contexts(Path(recipe.output) / recipe.name, recipe, data.train, data.truth, Console(quiet=True), store.folder)
+        run, quiet = Path(recipe.output) / recipe.name, Console(quiet=True)
+        contexts = source_contexts(run, recipe, data.train, data.truth, quiet, store.folder)
     except UserError as error:
         raise UserError(f"Which priors {recipe.name} uses cannot be told, so nothing is deleted: {error}") from error
     keys = set()

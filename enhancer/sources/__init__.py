@@ -152,7 +152,8 @@ class _Filling:
 
     def __init__(self, source: MotionSource, samples: list[Sample], store: PriorStore, progress: Progress | None,
                  team: Team | None, label: str) -> None:
-        self.source, self.samples, self.store, self.progress, self.team, self.label = source, samples, store, progress, team, label
+        self.source, self.samples, self.store = source, samples, store
+        self.progress, self.team, self.label = progress, team, label
         self.process = team.process if team else Process()
         self.report = FillReport()
         self.keys: dict[str, str] = {}  # by sample id
@@ -161,7 +162,8 @@ class _Filling:
         self.part: dict[str, int] = {}  # by key, the process that makes it if none is quicker
         self.damaged: set[str] = set()
         self.failed: dict[str, str] = {}  # by key, why there is no prior
-        self.done = self.elsewhere = 0  # samples settled as far as known here, and those that the others had settled then
+        self.done = 0  # samples settled, as far as is known here
+        self.elsewhere = 0  # and those that the others had settled then
 
     def run(self) -> FillReport:
         self._look_through()
@@ -188,7 +190,7 @@ class _Filling:
         return self.report
 
     def _look_through(self) -> None:
-        """Keys of all samples, and which priors are missing or damaged; each process reads its part of the stored ones."""
+        """Keys of all samples, and which priors are missing or damaged; each process reads its part of those stored."""
         first: dict[str, Sample] = {}
         for sample in self.samples:
             try:
@@ -237,7 +239,7 @@ class _Filling:
         return settled
 
     def _claimed(self, claims: Claims) -> Iterator[Sample]:
-        """Missing samples, claimed one by one: this process's part first, and then from the end of what the others have."""
+        """Missing samples, claimed one by one: this process's part first, then from the end of what the others have."""
         missing = list(self.missing.items())
         own = [(key, sample) for key, sample in missing if self.part[key] == self.process.rank]
         others = [(key, sample) for key, sample in missing[::-1] if self.part[key] != self.process.rank]

@@ -1,13 +1,14 @@
-"""Several sources' priors of the same words on one grid, averaged: the paper's future work, and a vote between teachers.
+"""Several sources' priors of the same words on one grid, averaged: the paper's future work, a vote between teachers.
 
-Each member's maps are carried to the finest of the members' grids (the first of equally fine ones), every word's map is
-given the mass 1, and a word's map is the mean over the members that have the word. A member without the word, or without
-any of its mass on that grid, has no say in it. A member whose prior could not be made for a clip is left out there.
+Each member's maps are carried to the finest of the members' grids (the first of equally fine ones), every word's map
+is given the mass 1, and a word's map is the mean over the members that have the word. A member without the word, or
+without any of its mass on that grid, has no say in it. A member whose prior could not be made for a clip is left out
+there.
 
-Agreement of a word: the mean cosine, over pairs of its members, of their maps as densities (Σ p·q/v over cells of volume
-v, so that it does not depend on how a grid cuts the clip); 1 where all see the word in the same place, 0 where each sees
-it elsewhere. It is unknown, null in the provenance, where fewer than two members have the word. With gate "agreement" it
-multiplies the word's weight, the mean of its members'; a word that nobody confirms then weighs 0.
+Agreement of a word: the mean cosine, over pairs of its members, of their maps as densities (Σ p·q/v over cells of
+volume v, so that it does not depend on how a grid cuts the clip); 1 where all see the word in the same place, 0 where
+each sees it elsewhere. It is unknown, null in the provenance, where fewer than two members have the word. With gate
+"agreement" it multiplies the word's weight, the mean of its members'; a word that nobody confirms then weighs 0.
 
 Legend: N words, M members, F×H×W cells of the common grid.
 """
@@ -41,7 +42,7 @@ class EnsembleSource:
         self._members, self._store, self._gate = members, store, gate
 
     def key(self, sample: Sample) -> str:
-        """Hash of the rule, the gate and the members' keys, null for one without a prior. SampleError if none has one."""
+        """Hash of the rule, the gate and the members' keys, null for one without a prior; SampleError if none has one."""
         keys = self._keys(sample)
         if not any(keys.values()):
             raise SampleError(f"none of the ensemble's members ({', '.join(self._members)}) has a prior of it")
@@ -108,7 +109,8 @@ def averaged(priors: dict[str, MotionPrior], gate: str = "none") -> MotionPrior:
     return MotionPrior(
         text=texts.pop(), words=words, maps=torch.stack(maps), grid=grid, weight=weight.clamp(0.0, 1.0),
         provenance={"source": EnsembleSource.name, "members": list(priors), "gate": gate, "grid_of": grid_of,
-                    "members_of_words": members, "words_lacked": {label: sum(label not in of for of in members) for label in priors},
+                    "members_of_words": members,
+                    "words_lacked": {label: sum(label not in of for of in members) for label in priors},
                     "agreement_of_words": agreements, "agreement": sum(known) / len(known) if known else None,
                     **{name: finest[name] for name in ("seconds", "notes") if name in finest}})
 

@@ -36,7 +36,7 @@ class VdmSource:
                            teacher=context.teacher_fingerprint, settings=context.settings.effective())
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
-        """Yields a batch's priors as soon as the batch is through the teacher, while a thread decodes the next batch."""
+        """Yields a batch's priors as soon as it is through the teacher, while a thread decodes the next batch."""
         for decoded in ahead(self._decoded(samples)):
             if isinstance(decoded, list):
                 yield from self._batch(decoded)

@@ -36,7 +36,7 @@ from vdm_priors.store import Claims, PriorStore, content_key
 from vdm_priors.words import split_words
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_run import recipe_values, write_data  # noqa: E402
+from tiny_run import recipe_values  # noqa: E402
 
 ROUNDS = int(os.environ.get("ENHANCER_KILL_ROUNDS", "6"))
 fork = multiprocessing.get_context("fork")
