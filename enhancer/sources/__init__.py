@@ -164,6 +164,7 @@ class _Filling:
         self.failed: dict[str, str] = {}  # by key, why there is no prior
         self.done = 0  # samples settled, as far as is known here
         self.elsewhere = 0  # and those that the others had settled then
+        self.said = 0
 
     def run(self) -> FillReport:
         self._look_through()
@@ -283,10 +284,11 @@ class _Filling:
         self.done += self.count[key]
 
     def _say(self) -> None:
-        """Progress of all processes together."""
+        """Progress of all processes together; what the others say comes late, so it never goes back."""
         if self.progress:
             others = self.team.settled(self.label) - self.elsewhere if self.team else 0
-            self.progress(min(self.done + others, len(self.samples)), len(self.samples))
+            self.said = max(self.said, min(self.done + others, len(self.keys)))
+            self.progress(self.said, len(self.samples))
 
 
 def _undamaged(store: PriorStore, key: str) -> MotionPrior | None:
