@@ -18,6 +18,7 @@ from vdm_priors.store import content_key, file_digest
 
 HASHED_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 INDEX_FILES = ["model_index.json", "config.json"]  # of a diffusers pipeline, of a transformers model
+CONFIGURATIONS = ["model_index.json", "*/config.json", "*/scheduler_config.json"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REPOSITORY = "models--"  # how the hub's cache names a model's folder: models--owner--name/snapshots/<commit>
 PATIENCE = 10.0  # seconds for the hub's answer
@@ -38,6 +39,26 @@ def fingerprint(path_or_hub: str | Path) -> str:
         return f"{repository.removeprefix(REPOSITORY).replace('--', '/')}@{place.name}"
     files = sorted({file for kind in HASHED_FILES for file in folder.rglob(kind)})
     return content_key(files={file.relative_to(folder).as_posix(): file_digest(file) for file in files})
+
+
+def configuration_folder(path_or_hub: str | Path) -> Path:
+    """A folder with a model's JSON files: its own, or those of a hub model, fetched without weights.
+
+    Raises ModelError if a hub name's cannot be had.
+    """
+    if Path(path_or_hub).is_dir():
+        return Path(path_or_hub)
+    from huggingface_hub import snapshot_download
+
+    name, commit = str(path_or_hub), hub_commit(str(path_or_hub))
+    try:
+        return Path(snapshot_download(name, revision=commit, allow_patterns=CONFIGURATIONS))
+    except Exception as error:  # many kinds; all mean: not to be had
+        raise ModelError(
+            f"The configurations of {name} could not be had from the hub ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}). Check the network and your access, or set the model to the folder "
+            f"of a copy: `hf download {name} --local-dir FOLDER` where there is a network."
+        ) from error
 
 
 @lru_cache(maxsize=64)
@@ -61,6 +82,7 @@ def hub_commit(name: str) -> str:
         raise ModelError(
             f"The model {name} is neither a folder nor in this machine's hub cache, and could not be "
             f"found on the hub ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Check the "
-            f"name, the network and your access, or give a local folder."
+            f"name, the network and your access, or set the model to the folder of a copy: `hf download {name} "
+            f"--local-dir FOLDER` where there is a network."
         ) from error
     return str(commit)

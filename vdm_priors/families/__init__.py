@@ -1,8 +1,8 @@
 """Teachers: one file per family of video diffusion models, found by its name.
 
 A family file has `accepts(model_index) -> bool`, asked with the content of a diffusers folder's
-model_index.json, `load(path_or_hub, dtype, device) -> Teacher`, and `trained_frames(path_or_hub)
--> int`, which loads no weights. Nothing outside it knows the family.
+model_index.json, `load(path_or_hub, dtype, device) -> Teacher`, and, which load no weights,
+`skeleton(path_or_hub) -> Teacher` and `trained_frames(path_or_hub) -> int`. Nothing outside it knows the family.
 """
 
 from __future__ import annotations
@@ -88,6 +88,14 @@ def load_teacher(
     return family_of(path_or_hub).load(path_or_hub, dtype=dtype, device=device)
 
 
+def load_skeleton(path_or_hub: str | Path) -> Teacher:
+    """A teacher without weights or tokenizer, its networks on the meta device, from its configurations alone.
+
+    For its geometry and for counting (vdm_priors.estimate). Raises ModelError as `load_teacher`.
+    """
+    return family_of(path_or_hub).skeleton(path_or_hub)
+
+
 def family_of(path_or_hub: str | Path) -> ModuleType:
     """The family file of a teacher, from its model_index.json alone. Raises ModelError as `load_teacher`."""
     index = _model_index(path_or_hub)
@@ -142,5 +150,6 @@ def _model_index(path_or_hub: str | Path) -> dict[str, Any]:
     except Exception as error:  # the hub client raises many kinds; all mean: not to be had
         raise ModelError(
             f"The teacher {path_or_hub} is no local folder and could not be found on the hub "
-            f"({type(error).__name__}: {error}). Check the name, the network and your access."
+            f"({type(error).__name__}: {error}). Check the name, the network and your access, or set teacher.model "
+            f"to the folder of a copy: `hf download {path_or_hub} --local-dir FOLDER` where there is a network."
         ) from error

@@ -24,6 +24,7 @@ from torch import Tensor
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, load_pipeline
 from vdm_priors.families._cogvideox_attention import CogVideoXAttention
+from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.fingerprint import hub_commit
 from vdm_priors.memory import Streams
 from vdm_priors.schedules import DdimSchedule, require_steps
@@ -39,6 +40,11 @@ def accepts(model_index: dict[str, Any]) -> bool:
 def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device) -> CogVideoX:
     """The teacher of a pipeline folder or hub name. Raises ModelError if it cannot be used."""
     return CogVideoX(*load_pipeline("CogVideoX", CogVideoXPipeline, path_or_hub, dtype, device))
+
+
+def skeleton(path_or_hub: str | Path) -> CogVideoX:
+    """The teacher without weights, from its configurations alone (_skeleton.py). Raises ModelError as `load`."""
+    return CogVideoX(*skeleton_pipeline("CogVideoX", CogVideoXPipeline, path_or_hub))
 
 
 def trained_frames(path_or_hub: str | Path) -> int:

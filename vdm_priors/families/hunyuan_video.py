@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline
 from vdm_priors.families._flow import flow_schedule, require_flow
 from vdm_priors.families._processors import RecordingProcessor, as_bias, split_heads
+from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.memory import Streams
 from vdm_priors.schedules import FlowSchedule
 
@@ -45,6 +47,11 @@ def accepts(model_index: dict[str, Any]) -> bool:
 def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device) -> HunyuanVideo:
     """The teacher of a pipeline folder or hub name. Raises ModelError if it cannot be used."""
     return HunyuanVideo(*load_pipeline("HunyuanVideo", HunyuanVideoPipeline, path_or_hub, dtype, device))
+
+
+def skeleton(path_or_hub: str | Path) -> HunyuanVideo:
+    """The teacher without weights, from its configurations alone (_skeleton.py). Raises ModelError as `load`."""
+    return HunyuanVideo(*skeleton_pipeline("HunyuanVideo", HunyuanVideoPipeline, path_or_hub))
 
 
 def trained_frames(path_or_hub: str | Path) -> int:
@@ -67,8 +74,12 @@ class HunyuanVideo(PipelineTeacher):
         self.trained_frames = default_of(HunyuanVideoPipeline, "num_frames")
         self.trained_size = (default_of(HunyuanVideoPipeline, "height"), default_of(HunyuanVideoPipeline, "width"))
         self._check_supported()
+
+    @cached_property
+    def _template_tokens(self) -> int:
+        """Tokens of the template before the text, which are cut off."""
         spans = self.tokenizer(BEFORE + AFTER, return_offsets_mapping=True).offset_mapping
-        self._template_tokens = next(i for i, (start, end) in enumerate(spans) if end > len(BEFORE))
+        return next(i for i, (start, end) in enumerate(spans) if end > len(BEFORE))
 
     @property
     def attention_layers(self) -> list[AttentionLayer]:

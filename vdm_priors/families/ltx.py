@@ -28,6 +28,7 @@ from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline, separate_layers
 from vdm_priors.families._flow import flow_schedule, require_flow
 from vdm_priors.families._processors import RecordingProcessor, split_heads
+from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.memory import Streams
 from vdm_priors.schedules import FlowSchedule
 
@@ -40,6 +41,11 @@ def accepts(model_index: dict[str, Any]) -> bool:
 def load(path_or_hub: str | Path, dtype: torch.dtype, device: str | torch.device) -> LtxVideo:
     """The teacher of a pipeline folder or hub name. Raises ModelError if it cannot be used."""
     return LtxVideo(*load_pipeline("LTX-Video", LTXPipeline, path_or_hub, dtype, device))
+
+
+def skeleton(path_or_hub: str | Path) -> LtxVideo:
+    """The teacher without weights, from its configurations alone (_skeleton.py). Raises ModelError as `load`."""
+    return LtxVideo(*skeleton_pipeline("LTX-Video", LTXPipeline, path_or_hub))
 
 
 def trained_frames(path_or_hub: str | Path) -> int:

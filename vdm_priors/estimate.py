@@ -1,0 +1,231 @@
+"""What a teacher costs, counted from its configurations alone: parameters, tokens, arithmetic, memory.
+
+    teacher = load_skeleton("THUDM/CogVideoX-5b")           # networks on the meta device, no weights
+    cost = estimate(teacher, ExtractionSettings(), dtype="bfloat16")
+    cost.clip_flops, cost.seconds(400), cost.memory
+
+One forward of one clip, with P parameters of the transformer and S tokens (vision, and text where it is joint):
+
+    2·P·S                  every weight multiplies every token once; weights of the text's own stream (add_…, context
+                           in diffusers' names) multiply its L tokens only
+    + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference stream is looked at, and L more
+                           queries' worth where text has a cross-attention
+
+Modulation layers, which run once a clip and not once a token, are counted as the others are, so that the sum is some
+percent too high (CogVideoX-5B: 3.6e14, of which 0.3e14). The VAE's arithmetic is counted by running it on the meta
+device. Memory is weights + activations + harvest, each by the formula beside it; the VAE's activations are left out.
+
+Legend: B clips, S tokens, S_v vision tokens, L text tokens, H heads, T harvested text tokens, R harvested rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vdm_priors.errors import ClipError, ModelError
+from vdm_priors.extract import ALL_ROWS_BELOW, AUTO_ROWS
+from vdm_priors.settings import ExtractionSettings
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CARDS = {"H100": 400, "A100": 200, "RTX 4090": 120}  # TFLOP/s in 16 bits that attention of this length really gets, about
+ACTIVATIONS = 12  # tensors [S, width] of a block alive at once: states, q, k, v, output, the feed-forward's four and four
+TEXT_STREAM = re.compile(r"(^|\.|_)add_|context")  # diffusers' names of weights that only text meets in joint blocks
+WORDS = 40  # text tokens that are harvested of a clip, where its text is not known
+PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Costs of a batch of `batch_size` clips with one teacher and one kind of extraction; FLOPs are of one clip.
+
+    parameters: by part; forwards: of the transformer, in clips (a clip's text, negative text and reference are three);
+    forward_flops: of one such forward without a reference to look at; network_flops: of all of them, with it;
+    vae_flops: encoding, and decoding where the reconstruction is measured; weights, activations, harvest: bytes.
+    """
+
+    parameters: dict[str, int]
+    dtype: str
+    frames: int
+    size: tuple[int, int]
+    vision_tokens: int
+    text_tokens: int
+    batch_size: int
+    forwards: int
+    forward_flops: float
+    network_flops: float
+    vae_flops: float
+    weights: float
+    activations: float
+    harvest: float
+
+    @property
+    def clip_flops(self) -> float:
+        """Of the transformer and the VAE, for one clip."""
+        return self.network_flops + self.vae_flops
+
+    @property
+    def memory(self) -> float:
+        """Bytes at the peak."""
+        return self.weights + self.activations + self.harvest
+
+    def seconds(self, tflops: float) -> float:
+        """A clip's, on a device that does so many 10¹² operations a second."""
+        return self.clip_flops / (tflops * 1e12)
+
+
+def estimate(
+    teacher: Any, settings: ExtractionSettings, frames: int | None = None, size: Sequence[int] | None = None,
+    batch_size: int = 1, dtype: str = "bfloat16", harvested_text: int = WORDS, count_vae: bool = True,
+) -> Estimate:
+    """Cost of an extraction with a teacher, a skeleton or a loaded one, of any family.
+
+    frames, size (height, width): null is the teacher's own. harvested_text: T. count_vae: False leaves its arithmetic
+    out, which takes seconds to count. Raises ClipError and ModelError for frames and sizes that the teacher refuses.
+    """
+    frames = teacher.trained_frames if frames is None else frames
+    height, width = teacher.frame_size(None if size is None else (int(size[0]), int(size[1])))
+    vision = teacher.token_grid(range(frames), float(frames), size=(height, width)).num_tokens
+    config = teacher.transformer.config
+    model_width = config.num_attention_heads * config.attention_head_dim
+    layers = [layer for layer in teacher.attention_layers if layer.model == 0]  # of a model in stages one runs at a time
+    separate = len(layers[0].keys) > 1  # self- and cross-attention
+    text = teacher.max_text_tokens
+    queries = vision if separate else vision + text
+
+    of_text, shared = _parameters(teacher.transformer)
+    looking = 4 * queries**2 * model_width * len(layers)  # at as many keys as there are queries
+    forward = 2 * shared * queries + 2 * of_text * text + looking
+    if separate:
+        forward += 4 * vision * text * model_width * len(layers)
+    plain, generated, widest = _forwards(settings, teacher.guidance_kind)
+    streamed = settings.memory * generated  # look at a reference's keys as well
+    parameters = {
+        part: sum(weight.numel() for weight in network.parameters())
+        for part in PARTS if (network := getattr(teacher, part, None)) is not None
+    }
+    size_of = BYTES[dtype]
+    return Estimate(
+        parameters=parameters,
+        dtype=dtype,
+        frames=frames,
+        size=(height, width),
+        vision_tokens=vision,
+        text_tokens=text,
+        batch_size=batch_size,
+        forwards=plain + generated,
+        forward_flops=forward,
+        network_flops=(plain + generated) * forward + streamed * looking,
+        vae_flops=_vae_flops(teacher, frames, (height, width), settings.reconstruction) if count_vae else 0.0,
+        weights=sum(parameters.values()) * size_of,
+        activations=batch_size * widest * ACTIVATIONS * queries * model_width * size_of,
+        harvest=batch_size * _harvest_bytes(settings, vision, config.num_attention_heads, len(layers), harvested_text),
+    )
+
+
+def _parameters(network: Any) -> tuple[int, int]:
+    """How many only text meets, and all others."""
+    of_text = sum(weight.numel() for name, weight in network.named_parameters() if TEXT_STREAM.search(name))
+    return of_text, sum(weight.numel() for weight in network.parameters()) - of_text
+
+
+def _forwards(settings: ExtractionSettings, guidance_kind: str) -> tuple[int, int, int]:
+    """A clip's forwards that see themselves alone, those of generated streams, and the entries of the largest batch.
+
+    As vdm_priors.extract.run_teacher and vdm_priors.inversion make them.
+    """
+    inversion = settings.steps * (settings.refinements + 1)
+    passes = 2 if settings.guidance > 1 and guidance_kind != "embedded" else 1
+    references = passes if guidance_kind == "separate" else 1  # each call has a reference of its own
+    generated, plain = settings.steps * passes, settings.steps * references * settings.memory
+    widest = (1 if guidance_kind == "separate" else passes) + settings.memory
+    denoises = settings.harvest_at == "denoise" or settings.reconstruction
+    if not denoises:
+        return (settings.steps if settings.harvest_at == "noise" else inversion), 0, 1
+    probes = settings.steps if settings.harvest_at == "noise" else 0
+    return probes + inversion + plain, generated, widest
+
+
+def _harvest_bytes(settings: ExtractionSettings, vision: int, heads: int, layers: int, text: int) -> float:
+    """float32 sums of one clip: H heads (of each layer for layer_head) × (T text tokens, twice for both, + R rows) × S_v.
+
+    One layer's values are there beside them. Rows of ALL_ROWS_BELOW tokens and more are streamed and not kept.
+    """
+    rows = settings.rows
+    if rows == "auto":
+        rows = "all" if vision < ALL_ROWS_BELOW else AUTO_ROWS
+    kept = vision if rows == "all" else min(int(rows), vision)
+    if not settings.head_selection or kept >= ALL_ROWS_BELOW:
+        kept = 0
+    directions = 2 if settings.direction == "both" else 1
+    places = 1 + (layers if settings.head_scope == "layer_head" else 1)
+    return 4.0 * heads * places * (directions * text + kept) * vision
+
+
+def _vae_flops(teacher: Any, frames: int, size: tuple[int, int], decodes: bool) -> float:
+    """Counted on the meta device, where nothing is computed; 0 for a teacher whose weights are elsewhere."""
+    if teacher.vae.device.type != "meta":
+        return 0.0
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        latents = teacher.encode_video(torch.empty(1, 3, frames, *size, device="meta"))
+        if decodes:
+            teacher.decode(latents, frames)
+    return float(counter.get_total_flops())
+
+
+# ---- what to turn where memory is short ----------------------------------------------------------
+
+
+def smaller_choices(
+    teacher: Any, settings: ExtractionSettings, now: Estimate
+) -> list[tuple[str, Estimate]]:
+    """Settings that need less memory than `now`, each alone with its own estimate, the largest saving first."""
+
+    def again(**changes: Any) -> Estimate:
+        given = {"frames": now.frames, "size": now.size, "batch_size": now.batch_size, "dtype": now.dtype}
+        return estimate(teacher, changes.pop("settings", settings), **{**given, **changes}, count_vae=False)
+
+    choices: dict[str, Estimate] = {}
+    if now.batch_size > 1:
+        choices["teacher.batch_size=1"] = again(batch_size=1)
+    if now.dtype == "float32":
+        choices["teacher.dtype=bfloat16"] = again(dtype="bfloat16")
+    half = tuple(max(unit, side // 2 // unit * unit) for side, unit in zip(now.size, teacher.cell, strict=True))
+    if half != now.size and _takes(teacher, half):
+        choices[f"teacher.size=[{half[0]},{half[1]}]"] = again(size=half)
+    fewer = _fewer_frames(teacher, now.frames)
+    if fewer < now.frames:
+        choices[f"teacher.sampling.frames={fewer}"] = again(frames=fewer)
+    rows = AUTO_ROWS // 4
+    if settings.head_selection:
+        choices[f"teacher.extraction.rows={rows}"] = again(settings=replace(settings, rows=rows))
+    if settings.head_scope == "layer_head":
+        choices["teacher.extraction.head_scope=head"] = again(settings=replace(settings, head_scope="head"))
+    if settings.memory and settings.harvest_at == "denoise":
+        choices["teacher.extraction.memory=false"] = again(settings=replace(settings, memory=False))
+    saving = [(key, cost) for key, cost in choices.items() if cost.memory < now.memory]
+    return sorted(saving, key=lambda choice: choice[1].memory)
+
+
+def _takes(teacher: Any, size: tuple[int, int]) -> bool:
+    try:
+        teacher.frame_size(size)
+    except ModelError:
+        return False
+    return True
+
+
+def _fewer_frames(teacher: Any, frames: int) -> int:
+    """About half of them, of a number that the teacher takes."""
+    for count in range(frames // 2 + 1, 0, -1):
+        try:
+            teacher.check_frames(count)
+        except ClipError:
+            continue
+        return count
+    return frames
