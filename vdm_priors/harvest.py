@@ -35,7 +35,8 @@ from vdm_priors.attention import (
     swapped_processors,
 )
 from vdm_priors.errors import ModelError
-from vdm_priors.memory import Streams
+from vdm_priors.kernels import CHUNK_ELEMENTS, dot_products
+from vdm_priors.memory import Streams, entries_of
 
 DIRECTIONS = ("t2v", "v2t", "both")
 HEAD_SCOPES = ("head", "layer_head")
@@ -55,9 +56,20 @@ def unrecorded() -> Iterator[None]:
 
 
 class RowTaker(Protocol):
-    """What a streamed harvest gives its vision rows to (vdm_priors.heads.HeadAccumulator)."""
+    """What a streamed harvest gives its vision rows to (vdm_priors.heads.HeadAccumulator).
+
+    It gets each layer's rows once, either as probabilities, some rows at a time (`add`), or, where `reads_queries`,
+    as all that they follow from (`add_queries`).
+    """
 
     def add(self, rows_hrs: Tensor, tokens: Tensor) -> None: ...
+
+    def reads_queries(self, device: torch.device) -> bool: ...
+
+    def add_queries(
+        self, q_hsd: Tensor, shown_hsd: Sequence[Tensor], lse_hs: Tensor, scale: float,
+        rest_hnd: Tensor | None, rest_bias_n: Tensor | None,
+    ) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +80,7 @@ class HarvestRequest:
     rows: vision tokens [R] whose rows over vision are kept (v2v); None keeps none.
     row_taker: where given, those rows are not kept but handed on a chunk at a time, so that R may be
         all of S_v: `row_taker(i)` makes, for the i-th harvested entry, what has
-        add(rows_hrs [H, r, S_v], tokens [r]); see `Harvest.row_takers`.
+        add(rows_hrs [H, r, S_v], tokens [r]), or takes their queries; see RowTaker and `Harvest.row_takers`.
     direction: "t2v" text rows over vision columns, "v2t" vision rows over text columns, "both".
     batch_index: the entries of a forward's batch that are harvested; None means all. With
         guidance and memory in one batch, name the entries of the guided text.
@@ -147,16 +159,22 @@ class Harvest:
         """What took the rows of the i-th harvested entry: one, or one a layer with head_scope "layer_head"."""
         return [takers[entry] for _, takers in sorted(self._takers.items())]
 
+    def wants_lse(self, layout: Layout) -> bool:
+        """Whether `record` needs the rows' log-sum-exp of an attention with this layout."""
+        over_text = bool(layout.text_tokens) and self.request.direction != "t2v"
+        return _recording.get() and (over_text or self.request.row_taker is not None)
+
     @torch.no_grad()
     def record(
         self, index: int, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, scale: float,
-        streams: Streams | None = None, bias_b11s: Tensor | None = None,
+        streams: Streams | None = None, bias_b11s: Tensor | None = None, lse_ghs: Tensor | None = None,
     ) -> None:
         """Add one layer's rows of one forward: q, k [b, h, s, d] of a joint or a self-attention, as it uses them.
 
         Called by the family's attention processor; `bias` is added to the logits, −inf where a
-        key is hidden. Raises ModelError for a request that does not fit the forward, and for NaN
-        or infinite probabilities.
+        key is hidden. `lse` is the rows' log-sum-exp over all that they see, of the generated
+        streams only if there are streams; given where `wants_lse`. Raises ModelError for a request
+        that does not fit the forward, and for NaN or infinite probabilities.
         """
         if not _recording.get():
             return
@@ -165,26 +183,25 @@ class Harvest:
         self._check_rows(layout.vision_tokens)
         if layout.text_tokens:
             self._check_text(layout.text_tokens)
-        q = q_bhsd[torch.tensor(entries, device=q_bhsd.device)]
+        q = entries_of(q_bhsd, entries)
         if streams is None:
-            k = k_bhsd[torch.tensor(entries, device=k_bhsd.device)]
-            bias = None if bias_b11s is None else bias_b11s[entries]
+            k, bias = entries_of(k_bhsd, entries), None if bias_b11s is None else entries_of(bias_b11s, entries)
         else:
             k = streams.with_reference(k_bhsd, entries)
             bias = None if bias_b11s is None else streams.with_reference(bias_b11s, entries, dim=3)
+        vision = q[:, :, layout.vision]
+        lse = None if lse_ghs is None else entries_of(lse_ghs, entries)[:, :, layout.vision]
         if index in self._first:
             self.forwards += 1
         if layout.text_tokens and request.direction != "v2t":
             rows = q[:, :, layout.text][:, :, : request.text_tokens]
-            self._add("t2v", index, self._over_vision(rows, k, layout, scale, bias))
+            self._add_rows("t2v", index, rows, k, layout, scale, bias)
         if layout.text_tokens and request.direction != "t2v":
-            self._add("v2t", index, self._over_text(q[:, :, layout.vision], k, layout.text.start, scale, bias))
-        if request.rows is not None:
-            rows = q[:, :, layout.vision][:, :, request.rows.to(q.device)]
-            if request.row_taker is None:
-                self._add("v2v", index, self._over_vision(rows, k, layout, scale, bias))
-            else:
-                self._hand_on(index, rows, k, layout, scale, bias)
+            self._add_over_text(index, vision, k, layout, scale, bias, lse)
+        if request.row_taker is not None:
+            self._hand_on(index, vision, k, layout, scale, bias, lse)
+        elif request.rows is not None:
+            self._add_rows("v2v", index, vision[:, :, request.rows.to(q.device)], k, layout, scale, bias)
 
     @torch.no_grad()
     def record_cross(
@@ -199,70 +216,104 @@ class Harvest:
             return
         entries = self._entries(len(q_bhsd), streams)
         self._check_text(k_bhld.shape[2])
-        chosen = torch.tensor(entries, device=q_bhsd.device)
-        bias = None if bias_b11l is None else bias_b11l[entries]
-        v2t = self._over_text(q_bhsd[chosen], k_bhld[chosen], 0, scale, bias)
+        q, k = entries_of(q_bhsd, entries), entries_of(k_bhld, entries)
+        bias = None if bias_b11l is None else entries_of(bias_b11l, entries)
+        v2t = q.new_empty(*q.shape[:2], self.request.text_tokens, q.shape[2], dtype=torch.float32)
+        for chosen, p in probability_chunks(q, k, scale, bias):
+            v2t[..., chosen] = p[..., : self.request.text_tokens].transpose(2, 3)
+        self._require_finite("v2t", index, v2t)
         if self.request.direction != "t2v":
-            self._add("v2t", index, v2t)
+            self._sum("v2t", index, v2t.shape, q.device).add_(v2t)
         if self.request.direction != "v2t":
             # a token that no cell sees has no place: its row stays 0 instead of becoming NaN
             tiny = torch.finfo(v2t.dtype).tiny
-            self._add("t2v", index, v2t / v2t.sum(dim=-1, keepdim=True).clamp(min=tiny))
+            mass = v2t.sum(dim=-1, keepdim=True).clamp(min=tiny)
+            self._sum("t2v", index, v2t.shape, q.device).add_(v2t.div_(mass))
 
-    def _over_vision(
-        self, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
-    ) -> Tensor:
-        """Probabilities [B, h, rows, S_v] of query rows over the vision columns."""
-        kept = q.new_empty(*q.shape[:3], layout.vision_tokens, dtype=torch.float32)
-        for chosen, p in self._vision_chunks(q, k, layout, scale, bias):
-            kept[:, :, chosen] = p
-        return kept
+    def _add_rows(
+        self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+    ) -> None:
+        """Add probabilities [B, h, rows, S_v] of query rows over the vision columns."""
+        sums = self._sum(name, index, (*q.shape[:3], layout.vision_tokens), q.device)
+        for chosen, p in self._vision_chunks(name, index, q, k, layout, scale, bias):
+            sums[:, :, chosen] += p
+
+    def _add_over_text(
+        self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None, lse: Tensor
+    ) -> None:
+        """Add probabilities [B, h, T, S_v] of all vision rows over T text columns, by the rows' log-sum-exp."""
+        self._require_finite("v2t", index, lse)
+        columns = slice(layout.text.start, layout.text.start + self.request.text_tokens)
+        sums = self._sum("v2t", index, (*q.shape[:2], self.request.text_tokens, q.shape[2]), q.device)
+        step = max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[1] * self.request.text_tokens))
+        for start in range(0, q.shape[2], step):
+            chosen = slice(start, start + step)
+            logits_bhts = dot_products(k[:, :, columns], q[:, :, chosen]).mul_(scale).sub_(lse[:, :, None, chosen])
+            if bias is not None:
+                logits_bhts += bias[..., columns].transpose(2, 3)
+            sums[..., chosen] += logits_bhts.exp_()
 
     def _hand_on(
-        self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+        self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None, lse: Tensor
     ) -> None:
-        """Give the takers of this layer's place the query rows' probabilities, each chunk once."""
+        """Give the takers of this layer's place its rows, by their queries where they can be read."""
         place = index if self.request.head_scope == "layer_head" else 0
         if place not in self._takers:
             self._takers[place] = [self.request.row_taker(entry) for entry in range(len(q))]
-        for chosen, p_bhrs in self._vision_chunks(q, k, layout, scale, bias):
-            self._require_finite("v2v", index, p_bhrs)
-            for taker, p_hrs in zip(self._takers[place], p_bhrs, strict=True):
-                taker.add(p_hrs, self.request.rows[chosen])
+        takers = self._takers[place]
+        columns = self._vision_columns(layout, k.shape[2])
+        hidden = bias is not None and any(bool(bias[..., part].any()) for part in columns)
+        if hidden or not all(taker.reads_queries(q.device) for taker in takers):
+            rows = q[:, :, self.request.rows.to(q.device)]
+            for chosen, p_bhrs in self._vision_chunks("v2v", index, rows, k, layout, scale, bias):
+                for taker, p_hrs in zip(takers, p_bhrs, strict=True):
+                    taker.add(p_hrs, self.request.rows[chosen])
+            return
+        self._require_finite("v2v", index, lse)
+        shown = [k[:, :, part] for part in columns]
+        rest = rest_bias = None  # where it is about as long as what is shown, it says nothing cheaper
+        if len(columns) * layout.tokens == k.shape[2]:
+            texts = [slice(start + layout.text.start, start + layout.text.stop) for start in range(0, k.shape[2], layout.tokens)]
+            rest = torch.cat([k[:, :, part] for part in texts], dim=2)
+            rest_bias = None if bias is None else torch.cat([bias[:, 0, 0, part] for part in texts], dim=1)
+        for i, taker in enumerate(takers):
+            taker.add_queries(
+                q[i], [part[i] for part in shown], lse[i], scale,
+                None if rest is None else rest[i], None if rest_bias is None else rest_bias[i],
+            )
 
     def _vision_chunks(
-        self, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+        self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, probabilities [B, h, r, S_v] over the vision columns), some rows at a time."""
+        """(rows, probabilities [B, h, r, S_v] over the vision columns), some rows at a time; at the end checked."""
+        columns = self._vision_columns(layout, k.shape[2])
+        ones = []
         for chosen, p in probability_chunks(q, k, scale, bias):
-            own = p[..., layout.vision]
-            if self.request.memory_columns == "sum" and p.shape[-1] > layout.tokens:
-                own = own + p[..., layout.tokens :][..., layout.vision]
-            yield chosen, own
+            ones.append(p[..., 0].clone())
+            yield chosen, sum((p[..., part] for part in columns[1:]), start=p[..., columns[0]])
+        # a softmax with a number that is not finite is so in all of its columns
+        self._require_finite(name, index, torch.cat(ones, dim=2))
 
-    def _over_text(self, q: Tensor, k: Tensor, first: int, scale: float, bias: Tensor | None) -> Tensor:
-        """Probabilities [B, h, T, S_v] of all vision rows over T text columns from `first`."""
-        columns = slice(first, first + self.request.text_tokens)
-        kept = q.new_empty(*q.shape[:2], self.request.text_tokens, q.shape[2], dtype=torch.float32)
-        for chosen, p in probability_chunks(q, k, scale, bias):
-            kept[..., chosen] = p[..., columns].transpose(2, 3)
-        return kept
+    def _vision_columns(self, layout: Layout, keys: int) -> list[slice]:
+        """Where the keys lie whose probabilities are a cell's: the clip's own and, if asked for, its reference's."""
+        if keys == layout.tokens or self.request.memory_columns == "own":
+            return [layout.vision]
+        return [layout.vision, slice(layout.tokens + layout.vision.start, layout.tokens + layout.vision.stop)]
 
-    def _add(self, name: str, index: int, values: Tensor) -> None:
-        self._require_finite(name, index, values)
+    def _sum(self, name: str, index: int, shape: Sequence[int], device: torch.device) -> Tensor:
+        """The sum [B, heads, rows, columns] that this layer's numbers of this forward are to be added to."""
         sums, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
         place = index if self.request.head_scope == "layer_head" else 0
         counts[place] = counts.get(place, 0) + 1
-        if place in sums:
-            if sums[place].shape != values.shape:
-                raise ModelError(
-                    f"Harvest: {name} was [B, heads, rows, columns] = {list(sums[place].shape)}, "
-                    f"and is {list(values.shape)} in a later forward. Harvest clips of one size "
-                    f"and one batch at a time."
-                )
-            sums[place] += values
-        else:
-            sums[place] = values
+        if place not in sums:
+            sums[place] = torch.zeros(shape, device=device)
+        elif sums[place].shape != tuple(shape):
+            raise ModelError(
+                f"Harvest: {name} was [B, heads, rows, columns] = {list(sums[place].shape)}, "
+                f"and is {list(shape)} in a later forward. Harvest clips of one size "
+                f"and one batch at a time."
+            )
+        return sums[place]
 
     def _require_finite(self, name: str, index: int, values: Tensor) -> None:
         require_finite(

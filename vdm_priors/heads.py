@@ -21,6 +21,7 @@ from torch import Tensor
 from vdm_priors.errors import ModelError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.masks import BandMask, MotionMask, frame_and_place
+from vdm_priors.row_sums import Neighbourhoods, row_sums
 from vdm_priors.tokens import keep_top
 
 CHUNK_ELEMENTS = {"cpu": 2**19}  # attention values worked on at once: a CPU is fastest within its cache
@@ -143,6 +144,7 @@ class HeadAccumulator:
         self._times = torch.zeros(len(self.rows), dtype=torch.float64)
         self._sums: Tensor | None = None  # [3, H, R]: mass, inside, outside
         self._same_place: Tensor | None = None
+        self._near: Neighbourhoods | None = None
 
     def add(self, attention: Tensor, rows: Tensor) -> None:
         """Take rows [r] (token indices) of attention [H, r, S]. Raises ValueError for what does not fit."""
@@ -161,7 +163,7 @@ class HeadAccumulator:
         slot = self._slot[rows]
         if (slot < 0).any():
             raise ValueError(f"HeadAccumulator: rows {rows[slot < 0][:5].tolist()} are none of those it was made for.")
-        self._prepare(attention)
+        self._prepare(len(attention), attention.dtype, attention.device)
         self._times.index_add_(0, slot, torch.ones(len(slot), dtype=torch.float64))
 
         device = attention.device
@@ -186,6 +188,23 @@ class HeadAccumulator:
             same_brf = a_brs.gather(2, column_rf.expand(len(a_brs), -1, -1))
             self._same_place[block].index_add_(1, slot, same_brf)
 
+    def reads_queries(self, device: torch.device) -> bool:
+        """Whether `add_queries` is to be used: M holds a small part of the keys of each row."""
+        if self._near is None:
+            self._near = Neighbourhoods.of(self.mask, self.grid, self.rows.to(device))
+        return self._near.narrow
+
+    def add_queries(
+        self, q_hsd: Tensor, shown_hsd: Sequence[Tensor], lse_hs: Tensor, scale: float,
+        rest_hnd: Tensor | None = None, rest_bias_n: Tensor | None = None,
+    ) -> None:
+        """Take all rows at once, by what they follow from (see `row_sums`); None of their columns exist."""
+        sums, same_place = row_sums(q_hsd, shown_hsd, lse_hs, scale, self._near, rest_hnd, rest_bias_n)
+        self._prepare(len(q_hsd), same_place.dtype, q_hsd.device)
+        self._times += 1
+        self._sums += sums
+        self._same_place += same_place
+
     def statistics(self) -> RowStatistics:
         """Of the rows that were added. Raises ValueError if none was."""
         seen = self._times > 0
@@ -199,16 +218,13 @@ class HeadAccumulator:
             self.rows[seen].to(device), mass, inside, outside, same_place, self.grid, self.mask.own_frame
         )
 
-    def _prepare(self, attention: Tensor) -> None:
+    def _prepare(self, heads: int, dtype: torch.dtype, device: torch.device) -> None:
         if self._sums is None:
-            heads, count, device = len(attention), len(self.rows), attention.device
-            dtype = torch.promote_types(attention.dtype, torch.float32)  # half types hold no small energies
-            self._sums = torch.zeros(3, heads, count, dtype=torch.float64, device=device)
-            self._same_place = torch.zeros(heads, count, self.grid.frames, dtype=dtype, device=device)
-        elif len(attention) != len(self._same_place):
-            raise ValueError(
-                f"HeadAccumulator: {len(self._same_place)} heads were added before, now {len(attention)}."
-            )
+            dtype = torch.promote_types(dtype, torch.float32)  # half types hold no small energies
+            self._sums = torch.zeros(3, heads, len(self.rows), dtype=torch.float64, device=device)
+            self._same_place = torch.zeros(heads, len(self.rows), self.grid.frames, dtype=dtype, device=device)
+        elif heads != len(self._same_place):
+            raise ValueError(f"HeadAccumulator: {len(self._same_place)} heads were added before, now {heads}.")
 
 
 def head_metrics(

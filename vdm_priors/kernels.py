@@ -1,4 +1,4 @@
-"""The log-sum-exp of attention's rows, from the very kernel that computes the output.
+"""Attention with the log-sum-exp of its rows, from the very kernel that computes the output, and exact logits.
 
 softmax(q Kᵀ·scale) of a whole row needs all of its keys; with the row's log-sum-exp, a probability needs its own key
 alone: p = exp(q·k·scale − lse). So all vision rows over a few text columns, and sums of squares over all keys, cost no
@@ -17,34 +17,40 @@ FLASH, EFFICIENT, CUDNN = 1, 2, 3  # torch's own numbers of its kernels (SDPBack
 CHUNK_ELEMENTS = 2**25  # logits held at once where no fused kernel can be had: 128 MiB in float32
 
 
+def attention(
+    q_bhsd: Tensor, k_bhkd: Tensor, v_bhkd: Tensor, attn_mask: Tensor | None = None, lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """PyTorch's attention; with `lse` also the rows' log-sum-exp (`attention_and_lse`), else None."""
+    if lse:
+        return attention_and_lse(q_bhsd, k_bhkd, v_bhkd, attn_mask)
+    return scaled_dot_product_attention(q_bhsd, k_bhkd, v_bhkd, attn_mask=attn_mask), None
+
+
 def attention_and_lse(
     q_bhsd: Tensor, k_bhkd: Tensor, v_bhkd: Tensor, attn_mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """scaled_dot_product_attention's output, bit for bit, and the log-sum-exp of its rows' logits, float32 [b, h, s].
 
     attn_mask: bool (True is seen) or a bias, broadcastable to [b, h, s, k]. Calls the kernel that PyTorch chooses for
-    these inputs; where that one has no log-sum-exp to give, it is computed beside it, in chunks.
+    these inputs; where that one has no log-sum-exp to give, it is computed beside it.
     """
     found = _fused(q_bhsd, k_bhkd, v_bhkd, attn_mask, q_bhsd.shape[-1] ** -0.5)
     if found is not None:
         return found
     out = scaled_dot_product_attention(q_bhsd, k_bhkd, v_bhkd, attn_mask=attn_mask)
-    return out, log_sum_exp(q_bhsd, k_bhkd, q_bhsd.shape[-1] ** -0.5, as_bias(attn_mask))
+    return out, lse_beside(q_bhsd, k_bhkd, attn_mask)
 
 
-def log_sum_exp(q_bhsd: Tensor, k_bhkd: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """log Σ_k exp(q·k·scale + bias), float32 [b, h, s]; never more than a chunk of logits at once."""
-    batch, heads, rows, _ = q_bhsd.shape
-    step = max(1, CHUNK_ELEMENTS // (batch * heads * k_bhkd.shape[2]))
-    k_bhdk = k_bhkd.float().transpose(2, 3)
-    parts = []
-    for chunk in q_bhsd.split(step, dim=2):
-        start = sum(part.shape[2] for part in parts)
-        logits = (chunk.float() * scale) @ k_bhdk
-        if bias is not None:
-            logits = logits + (bias if bias.shape[2] == 1 else bias[:, :, start : start + step])
-        parts.append(logits.logsumexp(dim=-1))
-    return torch.cat(parts, dim=2)
+def lse_beside(q_bhsd: Tensor, k_bhkd: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """The log-sum-exp [b, h, s] of an attention that was computed by other means; see `attention_and_lse`."""
+    scale = q_bhsd.shape[-1] ** -0.5
+    if attn_mask is None or attn_mask.dtype != torch.bool or attn_mask.shape[1:3] != (1, 1):
+        return sharpened_lse(q_bhsd, k_bhkd, scale, 1.0, as_bias(attn_mask))
+    # without their hidden keys, entries need no mask, which the fused kernels of a GPU would not take
+    return torch.cat([
+        sharpened_lse(q_bhsd[i : i + 1], k_bhkd[i : i + 1, :, seen_k], scale, 1.0)
+        for i, seen_k in enumerate(attn_mask[:, 0, 0].expand(len(q_bhsd), -1))
+    ])
 
 
 def sharpened_lse(q_bhsd: Tensor, k_bhkd: Tensor, scale: float, power: float, bias: Tensor | None = None) -> Tensor:
@@ -56,6 +62,28 @@ def sharpened_lse(q_bhsd: Tensor, k_bhkd: Tensor, scale: float, power: float, bi
     # values are not asked for, but every fused kernel wants some of the keys' width
     found = _fused(q_bhsd, k_bhkd, k_bhkd, mask, power * scale)
     return log_sum_exp(q_bhsd, k_bhkd, power * scale, mask) if found is None else found[1]
+
+
+def log_sum_exp(q_bhsd: Tensor, k_bhkd: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """log Σ_k exp(q·k·scale + bias), float32 [b, h, s]; never more than a chunk of logits at once."""
+    batch, heads, _, _ = q_bhsd.shape
+    step = max(1, CHUNK_ELEMENTS // max(1, batch * heads * k_bhkd.shape[2]))
+    parts = []
+    for number, chunk in enumerate(q_bhsd.split(step, dim=2)):
+        logits = dot_products(chunk, k_bhkd).mul_(scale)
+        if bias is not None:
+            logits = logits + (bias if bias.shape[2] == 1 else bias[:, :, number * step : (number + 1) * step])
+        parts.append(logits.logsumexp(dim=-1))
+    return torch.cat(parts, dim=2)
+
+
+def dot_products(q_bhrd: Tensor, k_bhkd: Tensor) -> Tensor:
+    """q·k of every pair in float32 [b, h, r, k], also of half-precision numbers: the logits before their scale."""
+    if q_bhrd.device.type == "cuda" and q_bhrd.dtype in (torch.bfloat16, torch.float16):
+        # tensor cores take half-precision factors and sum their exact products in float32
+        products = torch.bmm(q_bhrd.flatten(0, 1), k_bhkd.flatten(0, 1).transpose(1, 2), out_dtype=torch.float32)
+        return products.unflatten(0, q_bhrd.shape[:2])
+    return q_bhrd.float() @ k_bhkd.float().transpose(2, 3)
 
 
 def as_bias(attn_mask: Tensor | None) -> Tensor | None:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from vdm_priors.attention import swapped_processors
 from vdm_priors.errors import ModelError
+from vdm_priors.kernels import attention
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,16 @@ class Streams:
         `dim` is the tokens' dimension, that of keys and values unless said.
         """
         entries = list(range(self.generated)) if entries is None else entries
-        own = torch.tensor(entries, device=values.device)
-        reference = torch.tensor([self.reference_of[i] for i in entries], device=values.device)
-        return torch.cat([values[own], values[reference]], dim=dim)
+        reference = [self.reference_of[i] for i in entries]
+        return torch.cat([entries_of(values, entries), entries_of(values, reference)], dim=dim)
+
+
+def entries_of(values: Tensor, entries: list[int]) -> Tensor:
+    """values[entries] along the batch, without a copy where the entries follow one another."""
+    first = entries[0]
+    if entries == list(range(first, first + len(entries))):
+        return values[first : first + len(entries)]
+    return values[torch.tensor(entries, device=values.device)]
 
 
 def attend(
@@ -72,22 +79,25 @@ def attend(
     v_bhsd: Tensor,
     streams: Streams | None,
     mask_b11s: Tensor | None = None,
-    kernel: Callable[..., Tensor] = scaled_dot_product_attention,
-) -> Tensor:
-    """Attention output [b, h, s, d]; without streams exactly what diffusers computes.
+    kernel: Callable[..., tuple[Tensor, Tensor | None]] = attention,
+    lse: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention output [b, h, s, d], without streams exactly what diffusers computes, and its rows' log-sum-exp.
 
-    `mask` (bool, or a bias that is added) hides keys; `kernel` is called as PyTorch's own is.
+    The latter is float32 [g, h, s], of generated streams over all that they see, or None if `lse` does not ask for it.
+    `mask` (bool, or a bias that is added) hides keys; `kernel` is called as vdm_priors.kernels.attention is.
     """
     if streams is None:
-        return kernel(q_bhsd, k_bhsd, v_bhsd, attn_mask=mask_b11s)
+        return kernel(q_bhsd, k_bhsd, v_bhsd, attn_mask=mask_b11s, lse=lse)
     streams.check(len(q_bhsd))
     g = streams.generated
     seen = None if mask_b11s is None else streams.with_reference(mask_b11s, dim=3)
-    generated = kernel(
-        q_bhsd[:g], streams.with_reference(k_bhsd), streams.with_reference(v_bhsd), attn_mask=seen
+    generated, lse_ghs = kernel(
+        q_bhsd[:g], streams.with_reference(k_bhsd), streams.with_reference(v_bhsd), attn_mask=seen, lse=lse
     )
     alone = None if mask_b11s is None else mask_b11s[g:]
-    return torch.cat([generated, kernel(q_bhsd[g:], k_bhsd[g:], v_bhsd[g:], attn_mask=alone)])
+    references, _ = kernel(q_bhsd[g:], k_bhsd[g:], v_bhsd[g:], attn_mask=alone)
+    return torch.cat([generated, references]), lse_ghs
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Legend: b batch, h heads, s tokens (text first, then vision), d head width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from vdm_priors.attention import Layout
 from vdm_priors.errors import ModelError
 from vdm_priors.families._processors import RecordingProcessor, split_heads
-from vdm_priors.memory import attend
+from vdm_priors.kernels import attention
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +48,12 @@ class CogVideoXAttention(RecordingProcessor):
         text = encoder_hidden_states.shape[1]
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         q, k, v = self.project(attn, joint, text, image_rotary_emb)
-        self.record(q, k, Layout.text_first(text, q.shape[2]))
-        out = attend(q, k, v, self.streams).transpose(1, 2).flatten(2)
+        out = self.attend(q, k, v, Layout.text_first(text, q.shape[2]))
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
+
+    def kernel(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        return attention  # diffusers' own asks PyTorch, not the dispatcher
 
     def project(
         self, attn: Any, joint: Tensor, text: int, rotary: tuple[Tensor, Tensor] | None

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor
 
 from vdm_priors.attention import Layout
 from vdm_priors.errors import ModelError
+from vdm_priors.kernels import as_bias, attention, lse_beside
 from vdm_priors.memory import Streams, attend
 
 
@@ -62,37 +66,58 @@ class RecordingProcessor:
             own = replace(own, recorders=(*own.recorders, recorder))
         return own if streams is None else replace(own, streams=streams)
 
-    def record(self, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, bias_b11s: Tensor | None = None) -> None:
-        """Tell the recorders of a joint or a self-attention."""
-        for index, recorder in self.recorders:
-            recorder.record(index, q_bhsd, k_bhsd, layout, q_bhsd.shape[-1] ** -0.5, self.streams, bias_b11s)
+    def attend(
+        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, layout: Layout, mask_b11s: Tensor | None = None
+    ) -> Tensor:
+        """Output [b, s, h·d] of a joint or a self-attention, with reference streams if any; recorders are told of it."""
+        wants_lse = self.wants_lse(layout)
+        out, lse = attend(q_bhsd, k_bhsd, v_bhsd, self.streams, mask_b11s, self.kernel(), wants_lse)
+        self.record(q_bhsd, k_bhsd, layout, as_bias(mask_b11s), lse)
+        return out.transpose(1, 2).flatten(2)
 
-    def record_cross(self, q_bhsd: Tensor, k_bhld: Tensor, bias_b11l: Tensor | None = None) -> None:
-        """Tell the recorders of a cross-attention."""
+    def attend_cross(
+        self, q_bhsd: Tensor, k_bhld: Tensor, v_bhld: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Output [b, s, h·d] of a cross-attention of vision to text [l], each stream to its own; recorders are told."""
+        bias_b11l = None if mask is None else as_bias(mask)[:, :1].float()
         for index, recorder in self.recorders:
             recorder.record_cross(index, q_bhsd, k_bhld, q_bhsd.shape[-1] ** -0.5, self.streams, bias_b11l)
+        return self.kernel()(q_bhsd, k_bhld, v_bhld, attn_mask=mask)[0].transpose(1, 2).flatten(2)
 
-    def kernel(self) -> Callable[..., Tensor]:
-        """diffusers' attention dispatcher on [b, h, s, d], as PyTorch's own attention is called."""
+    def wants_lse(self, layout: Layout) -> bool:
+        """Whether a recorder needs the log-sum-exp of such an attention's rows."""
+        return any(recorder.wants_lse(layout) for _, recorder in self.recorders)
 
-        def dispatched(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return dispatch_attention_fn(q, k, v, attn_mask=attn_mask, backend=self.backend).transpose(1, 2)
+    def record(
+        self, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, bias_b11s: Tensor | None, lse_ghs: Tensor | None
+    ) -> None:
+        """Tell the recorders of a joint or a self-attention."""
+        for index, recorder in self.recorders:
+            recorder.record(index, q_bhsd, k_bhsd, layout, q_bhsd.shape[-1] ** -0.5, self.streams, bias_b11s, lse_ghs)
+
+    def kernel(self) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """diffusers' attention dispatcher on [b, h, s, d], to be called as vdm_priors.kernels.attention is."""
+
+        def dispatched(
+            q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, lse: bool = False
+        ) -> tuple[Tensor, Tensor | None]:
+            if lse and _is_native(self.backend):
+                return attention(q, k, v, attn_mask, lse)
+            q_bshd, k_bshd, v_bshd = (x.transpose(1, 2) for x in (q, k, v))
+            out = dispatch_attention_fn(q_bshd, k_bshd, v_bshd, attn_mask=attn_mask, backend=self.backend)
+            return out.transpose(1, 2), lse_beside(q, k, attn_mask) if lse else None
 
         return dispatched
 
-    def attend(
-        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, mask_b11s: Tensor | None = None
-    ) -> Tensor:
-        """The attention's output [b, s, h·d], with the reference streams where there are any."""
-        return attend(q_bhsd, k_bhsd, v_bhsd, self.streams, mask_b11s, self.kernel()).transpose(1, 2).flatten(2)
+
+def _is_native(backend: Any) -> bool:
+    """Whether diffusers' dispatcher hands this backend's calls to PyTorch's attention as they are."""
+    if backend is None:  # its context manager or the environment says; it has no public way to ask
+        backend, _ = _AttentionBackendRegistry.get_active_backend()
+    return AttentionBackendName(backend) is AttentionBackendName.NATIVE
 
 
 def split_heads(x_bsc: Tensor, heads: int) -> Tensor:
     """[b, s, h·d] -> [b, h, s, d]."""
     return x_bsc.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-
-def as_bias(visible_b11s: Tensor) -> Tensor:
-    """A bias for logits from a bool mask of visible keys: 0, and −inf where hidden."""
-    return torch.zeros(visible_b11s.shape, device=visible_b11s.device).masked_fill(~visible_b11s, -torch.inf)

@@ -29,7 +29,7 @@ from vdm_priors.conditioning import MaskedText
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline
 from vdm_priors.families._flow import flow_schedule, require_flow
-from vdm_priors.families._processors import RecordingProcessor, as_bias, split_heads
+from vdm_priors.families._processors import RecordingProcessor, split_heads
 from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.memory import Streams
 from vdm_priors.schedules import FlowSchedule
@@ -186,9 +186,7 @@ class HunyuanRecording(RecordingProcessor):
                 attn.norm_added_q, attn.norm_added_k,
             )
             q, k, v = (torch.cat(pair, dim=2) for pair in zip((q, k, v), of_text, strict=True))
-        bias = None if attention_mask is None else as_bias(attention_mask)
-        self.record(q, k, Layout.text_last(text, q.shape[2]), bias)
-        out = self.attend(q, k, v, attention_mask).to(q.dtype)
+        out = self.attend(q, k, v, Layout.text_last(text, q.shape[2]), attention_mask).to(q.dtype)
         seen, said = out[:, :-text], out[:, -text:]
         if getattr(attn, "to_out", None) is not None:
             seen = attn.to_out[1](attn.to_out[0](seen))

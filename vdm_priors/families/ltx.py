@@ -168,9 +168,7 @@ class LtxRecording(RecordingProcessor):
             q, k = apply_rotary_emb(q, image_rotary_emb), apply_rotary_emb(k, image_rotary_emb)
         q, k, v = (split_heads(x, attn.heads) for x in (q, k, attn.to_v(seen)))
         if encoder_hidden_states is None:
-            self.record(q, k, Layout.vision_only(tokens))
-            out = self.attend(q, k, v)
+            out = self.attend(q, k, v, Layout.vision_only(tokens))
         else:
-            self.record_cross(q, k, None if attention_mask is None else attention_mask[:, :1].float())
-            out = self.kernel()(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
+            out = self.attend_cross(q, k, v, attention_mask)
         return attn.to_out[1](attn.to_out[0](out.to(q.dtype)))

@@ -21,15 +21,16 @@ from diffusers import MochiPipeline
 from diffusers.models.attention_processor import MochiAttnProcessor2_0
 from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from vdm_priors.attention import Layout
 from vdm_priors.conditioning import MaskedText
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline
 from vdm_priors.families._flow import flow_schedule, require_flow
-from vdm_priors.families._processors import RecordingProcessor, as_bias, split_heads
+from vdm_priors.families._processors import RecordingProcessor, split_heads
 from vdm_priors.families._skeleton import skeleton_pipeline
+from vdm_priors.kernels import as_bias, attention
 from vdm_priors.memory import Streams
 from vdm_priors.schedules import FlowSchedule
 
@@ -172,9 +173,10 @@ class MochiRecording(RecordingProcessor):
         )
         vision, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
         visible_bs = pad(attention_mask.bool(), (vision, 0), value=True)
-        self.record(q, k, Layout.text_last(text, vision + text), as_bias(visible_bs[:, None, None]))
-        out = self._attended(q, k, v, visible_bs).transpose(1, 2).flatten(2)
-        seen, said = out.split_with_sizes((vision, text), dim=1)
+        layout = Layout.text_last(text, vision + text)
+        out, lse = self._attended(q, k, v, visible_bs, self.wants_lse(layout))
+        self.record(q, k, layout, as_bias(visible_bs[:, None, None]), lse)
+        seen, said = out.transpose(1, 2).flatten(2).split_with_sizes((vision, text), dim=1)
         seen = attn.to_out[1](attn.to_out[0](seen))
         return seen, attn.to_add_out(said) if hasattr(attn, "to_add_out") else said
 
@@ -194,13 +196,18 @@ class MochiRecording(RecordingProcessor):
             (attn.to_v(vision), attn.add_v_proj(text)),
         ]
 
-    def _attended(self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_bs: Tensor) -> Tensor:
-        """Output [b, h, s, d], 0 for padding; a clip at a time, for each has a text of its own length."""
+    def _attended(
+        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_bs: Tensor, wants_lse: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Output [b, h, s, d] and log-sum-exp, 0 for padding; a clip at a time, for each has a text of its own length.
+
+        The log-sum-exp [g, h, s] is of the generated clips, or of all without reference streams.
+        """
         generated = 0
         if self.streams is not None:
             self.streams.check(len(q_bhsd))
             generated = self.streams.generated
-        rows = []
+        rows, lses = [], []
         for i, visible_s in enumerate(visible_bs):
             own = visible_s.nonzero().flatten()
             k, v = k_bhsd[i : i + 1, :, own], v_bhsd[i : i + 1, :, own]
@@ -210,9 +217,14 @@ class MochiRecording(RecordingProcessor):
                 k = torch.cat([k, k_bhsd[j : j + 1, :, theirs]], dim=2)
                 v = torch.cat([v, v_bhsd[j : j + 1, :, theirs]], dim=2)
             out = q_bhsd.new_zeros(1, *q_bhsd.shape[1:])
-            out[:, :, own] = scaled_dot_product_attention(q_bhsd[i : i + 1, :, own], k, v)
+            wanted = wants_lse and (self.streams is None or i < generated)
+            out[:, :, own], of_own = attention(q_bhsd[i : i + 1, :, own], k, v, lse=wanted)
             rows.append(out)
-        return torch.cat(rows)
+            if wanted:
+                lse = out.new_zeros(out.shape[:3], dtype=torch.float32)
+                lse[:, :, own] = of_own
+                lses.append(lse)
+        return torch.cat(rows), torch.cat(lses) if wants_lse else None
 
 
 def _rotated(x_bshd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -169,11 +169,9 @@ class WanRecording(RecordingProcessor):
             q, k = _rotated(q, *rotary_emb), _rotated(k, *rotary_emb)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         if encoder_hidden_states is None:
-            self.record(q, k, Layout.vision_only(k.shape[2]))
-            out = self.attend(q, k, v)
+            out = self.attend(q, k, v, Layout.vision_only(k.shape[2]))
         else:
-            self.record_cross(q, k)
-            out = self.kernel()(q, k, v).transpose(1, 2).flatten(2)
+            out = self.attend_cross(q, k, v)
         return attn.to_out[1](attn.to_out[0](out.type_as(q)))
 
 
