@@ -167,7 +167,7 @@ def test_recipes_that_train_the_small_student_say_its_learning_rates(recipe):
     if raw["job"] == "world_teacher":
         return
     training = raw["training"]["training"] if raw["job"] == "world_student" else raw["training"]
-    assert all(training[rate] >= 1e-4 for rate in RATES)
+    assert all(training[rate] >= 1e-4 or training[rate] == 0 for rate in RATES)  # 0 freezes; small ones are for large models
 
 
 def test_every_key_of_the_reference_has_a_help_text():
