@@ -6,14 +6,13 @@
 
 One forward of one clip, with P parameters of the transformer and S tokens (vision, and text where it is joint):
 
-    2·P·S                  every weight multiplies every token once; weights of the text's own stream (add_…, context
-                           in diffusers' names) multiply its L tokens only
-    + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference stream is looked at, and L more
-                           queries' worth where text has a cross-attention
+    2·P·S                  every weight multiplies every token once; of those that diffusers' names give away, weights of
+                           the text alone its L tokens, and modulation by time (the sixth part of CogVideoX-5B) one
+    + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference stream is looked at; and over L where
+                           text has a cross-attention
 
-Modulation layers, which run once a clip and not once a token, are counted as the others are, so that the sum is some
-percent too high (CogVideoX-5B: 3.6e14, of which 0.3e14). The VAE's arithmetic is counted by running it on the meta
-device. Memory is weights + activations + harvest, each by the formula beside it; the VAE's activations are left out.
+The VAE's arithmetic is counted by running it on the meta device. Memory is weights + activations + harvest, each by the
+formula beside it; the VAE's activations are left out.
 
 Legend: B clips, S tokens, S_v vision tokens, L text tokens, H heads, T harvested text tokens, R harvested rows.
 """
@@ -33,9 +32,11 @@ from vdm_priors.extract import ALL_ROWS_BELOW, AUTO_ROWS
 from vdm_priors.settings import ExtractionSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-CARDS = {"H100": 400, "A100": 200, "RTX 4090": 120}  # TFLOP/s in 16 bits that attention of this length really gets, about
+# TFLOP/s that long attention and wide matrices really get, about: GPUs in 16 bits, a core in float32
+CARDS = {"H100": 400, "A100": 200, "RTX 4090": 120, "a CPU core": 0.05}
 ACTIVATIONS = 12  # tensors [S, width] of a block alive at once: states, q, k, v, output, the feed-forward's four and four
-TEXT_STREAM = re.compile(r"(^|\.|_)add_|context")  # diffusers' names of weights that only text meets in joint blocks
+# diffusers' names of weights that meet one vector a clip, and, of the others, of those that meet text alone
+ONCE, TEXT = re.compile(r"norm|time"), re.compile(r"(^|[._])add_|context|caption|text_(proj|embed)|attn2\.to_[kv]\b")
 WORDS = 40  # text tokens that are harvested of a clip, where its text is not known
 PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "text_encoder_2")
 
@@ -98,9 +99,9 @@ def estimate(
     text = teacher.max_text_tokens
     queries = vision if separate else vision + text
 
-    of_text, shared = _parameters(teacher.transformer)
+    shared, of_text, once = _parameters(teacher.transformer)
     looking = 4 * queries**2 * model_width * len(layers)  # at as many keys as there are queries
-    forward = 2 * shared * queries + 2 * of_text * text + looking
+    forward = 2 * (shared * queries + of_text * text + once) + looking
     if separate:
         forward += 4 * vision * text * model_width * len(layers)
     plain, generated, widest = _forwards(settings, teacher.guidance_kind)
@@ -128,10 +129,17 @@ def estimate(
     )
 
 
-def _parameters(network: Any) -> tuple[int, int]:
-    """How many only text meets, and all others."""
-    of_text = sum(weight.numel() for name, weight in network.named_parameters() if TEXT_STREAM.search(name))
-    return of_text, sum(weight.numel() for weight in network.parameters()) - of_text
+def _parameters(network: Any) -> tuple[int, int, int]:
+    """How many meet every token, how many text alone, and how many one vector a clip."""
+    shared = of_text = once = 0
+    for name, weight in network.named_parameters():
+        if ONCE.search(name):
+            once += weight.numel()
+        elif TEXT.search(name):
+            of_text += weight.numel()
+        else:
+            shared += weight.numel()
+    return shared, of_text, once
 
 
 def _forwards(settings: ExtractionSettings, guidance_kind: str) -> tuple[int, int, int]:
@@ -198,7 +206,7 @@ def smaller_choices(
     half = tuple(max(unit, side // 2 // unit * unit) for side, unit in zip(now.size, teacher.cell, strict=True))
     if half != now.size and _takes(teacher, half):
         choices[f"teacher.size=[{half[0]},{half[1]}]"] = again(size=half)
-    fewer = _fewer_frames(teacher, now.frames)
+    fewer = taken_frames(teacher, now.frames // 2 + 1)
     if fewer < now.frames:
         choices[f"teacher.sampling.frames={fewer}"] = again(frames=fewer)
     rows = AUTO_ROWS // 4
@@ -220,12 +228,12 @@ def _takes(teacher: Any, size: tuple[int, int]) -> bool:
     return True
 
 
-def _fewer_frames(teacher: Any, frames: int) -> int:
-    """About half of them, of a number that the teacher takes."""
-    for count in range(frames // 2 + 1, 0, -1):
+def taken_frames(teacher: Any, frames: int) -> int:
+    """The largest number of frames up to `frames` that the teacher takes."""
+    for count in range(frames, 1, -1):
         try:
             teacher.check_frames(count)
         except ClipError:
             continue
         return count
-    return frames
+    return 1
