@@ -17,7 +17,10 @@ import rich.table
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
-from enhancer.preflight_models import Models, check_further_teachers, hub_unreachable, light_student, resolve_models
+from enhancer.memory import MB
+from enhancer.preflight_models import (
+    Models, check_further_teachers, hub_unreachable, light_student, resolve_models, teacher_costs,
+)
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import existing_folder, machine_memory
 from enhancer.shipped import weights_bytes
@@ -26,7 +29,6 @@ from enhancer.sources.oracle import ROWS
 from enhancer.video.clip import Sampling, read_clip
 from vdm_priors.errors import ModelError, UserError
 
-MB = 2**20
 TRAIN_COPIES = 4  # weights, gradients and AdamW's two moments
 ACTIVATIONS = 34  # bytes-per-token-and-width factor of a transformer layer (Korthikanti et al. 2022, eq. 2, 16-bit)
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
@@ -59,6 +61,8 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     report = Preflight()
     sources = needed_sources(recipe)
     models = resolve_models(recipe, report, uses_teacher=SourceSpec("vdm") in sources)
+    if models.skeleton is not None:
+        teacher_costs(recipe.teacher, models.skeleton, report)
     check_further_teachers(recipe, report)
     samples = [*data.train, *data.test]
     shapes = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
@@ -78,8 +82,14 @@ def _mean(numbers: list[int]) -> float:
 
 def _prior_bytes(recipe: EnhanceRecipe, models: Models, samples: list[Sample]) -> float:
     """At most what a prior's file takes: two bytes a word and cell, and its header."""
+    from vdm_priors.estimate import taken_frames
+
     guess = (recipe.teacher.sampling.frames or FRAMES) * ROWS**2
-    cells = models.geometry.cells(recipe.teacher) if models.geometry else guess
+    cells = guess
+    if models.skeleton is not None:
+        size = recipe.teacher.size
+        frames = taken_frames(models.skeleton, recipe.teacher.sampling.frames)
+        cells = models.skeleton.token_grid(range(frames), float(frames), size=tuple(size) if size else None).num_tokens
     words = [len(shared_text(sample, recipe.teacher.text).split()) for sample in samples[:TOKENIZED]]
     return 2 * cells * _mean(words) + HEADER
 
@@ -165,11 +175,8 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, report: Preflig
     total = one * processes
     report.lines.append(("memory of training", f"about {total / MB:,.0f} MB", f"{processes} × (weights {size / MB:,.0f} MB × "
                          f"{TRAIN_COPIES} + activations {activations / MB:,.0f} MB), beside the libraries' own"))
-    teacher = weights_bytes(models.teacher) if models.geometry else 0
-    if teacher:
-        report.lines.append(("memory of the teacher", f"at least {teacher / MB:,.0f} MB", "its weights"))
     have = machine_memory()
-    if have and max(total, teacher or 0) > have:
+    if have and total > have:
         report.warnings.append(f"this machine has {have / MB:,.0f} MB: lower training.batch_size or parallel_arms, or set "
                                f"training.gradient_checkpointing")
 

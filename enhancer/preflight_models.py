@@ -5,46 +5,27 @@ Only configurations, tokenizers and file sizes are read.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from enhancer.memory import MB, device_memory, saying
 from enhancer.recipe_schema import EnhanceRecipe, TeacherSettings
 from enhancer.shipped import student_path, teacher_path
-from vdm_priors.errors import ModelError
+from vdm_priors.errors import ClipError, ModelError
 
 STUDENT_WEIGHTS, TEACHER_WEIGHTS = ("*.safetensors", "*.bin"), ("*.safetensors",)
 OFFLINE = ("couldn't connect", "offline mode")  # how transformers says that the hub was not asked
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What a teacher's configurations say of sizes.
-
-    joined: frames to a latent (it takes joined·k + 1 frames); cell: pixels a side of a token;
-    rows, columns: of tokens at the size it was trained on.
-    """
-
-    joined: int
-    cell: int
-    rows: int
-    columns: int
-
-    def cells(self, settings: TeacherSettings) -> int:
-        """Cells of a prior's grid."""
-        rows, columns = (side // self.cell for side in settings.size) if settings.size else (self.rows, self.columns)
-        return (((settings.sampling.frames or 1) - 1) // self.joined + 1) * rows * columns
-
-
 @dataclass
 class Models:
-    """student, teacher: folder or hub name, None where it is a fault; geometry: of the teacher, None where unknown."""
+    """student, teacher: folder or hub name, None where it is a fault; skeleton: of the teacher, None where unknown."""
 
     student: str | None
     teacher: str | None
-    geometry: Geometry | None = None
+    skeleton: Any = None
 
 
 def resolve_models(recipe: EnhanceRecipe, report: Any, uses_teacher: bool) -> Models:
@@ -60,17 +41,13 @@ def resolve_models(recipe: EnhanceRecipe, report: Any, uses_teacher: bool) -> Mo
             if role == "teacher" and "/" not in name:
                 report.faults.append(f"There is no teacher folder {name}, and that is no hub name like owner/model. "
                                      f"Check the path.")
+                models.teacher = None
                 continue
             report.unchecked.append(name)
             report.warnings.append(f"{role}.model: {name} is a hub name, which cannot be checked offline: unless it is in "
                                    f"the local cache already, the run begins with its download")
-    if uses_teacher and models.teacher is not None and Path(models.teacher).is_dir():
-        try:
-            models.geometry = teacher_geometry(Path(models.teacher))
-        except ModelError as error:
-            report.faults.append(str(error))
-        else:
-            check_teacher_settings(recipe.teacher, models.geometry, report)
+    if uses_teacher and models.teacher is not None:
+        models.skeleton = checked_skeleton(models.teacher, recipe.teacher, report)
     return models
 
 
@@ -81,13 +58,12 @@ def check_further_teachers(recipe: EnhanceRecipe, report: Any) -> None:
     for name, teacher in used_teachers(recipe).items():
         if not name:
             continue
-        found = SimpleNamespace(faults=[], warnings=[])
+        found = SimpleNamespace(faults=[], warnings=[], lines=report.lines)
         path = _resolved(teacher_path, teacher.model, TEACHER_WEIGHTS, found.faults)
-        if path is not None and Path(path).is_dir():
-            try:
-                check_teacher_settings(teacher, teacher_geometry(Path(path)), found)
-            except ModelError as error:
-                found.faults.append(str(error))
+        if path is not None:
+            skeleton = checked_skeleton(path, teacher, found)
+            if skeleton is not None:
+                teacher_costs(teacher, skeleton, found, f"{name}: ")
         report.faults += [f"teachers.{name}: {fault}" for fault in found.faults]
         report.warnings += [f"teachers.{name}: {warning}" for warning in found.warnings]
 
@@ -105,53 +81,75 @@ def _resolved(path_of: Any, name: str, weights: tuple[str, ...], told: list[str]
     return path
 
 
-def teacher_geometry(folder: Path) -> Geometry | None:
-    """A teacher folder's geometry, None where its configurations do not say it in diffusers' names.
+def checked_skeleton(path_or_hub: str, settings: TeacherSettings, report: Any) -> Any:
+    """The teacher without weights; a fault in the report, and None, where there is none or it refuses the clips.
 
-    Raises ModelError for a folder without readable configurations, or of no known family.
+    A hub model's configurations are asked for; where the hub cannot be reached that is a warning.
     """
-    from vdm_priors.families import family_of
+    from vdm_priors.families import load_skeleton
 
-    family_of(folder)
-    vae, transformer = (_config(folder / part / "config.json") for part in ("vae", "transformer"))
     try:
-        reduction = 2 ** (len(vae["block_out_channels"]) - 1)
-        patch = int(transformer["patch_size"])
-        return Geometry(int(vae["temporal_compression_ratio"]), reduction * patch,
-                        transformer["sample_height"] // patch, transformer["sample_width"] // patch)
-    except (KeyError, TypeError):
+        skeleton = load_skeleton(path_or_hub)
+    except ModelError as error:
+        (report.faults if Path(path_or_hub).is_dir() else report.warnings).append(str(error))
         return None
+    faults = len(report.faults)
+    check_teacher_settings(settings, skeleton, report)
+    return skeleton if len(report.faults) == faults else None
 
 
-def _config(path: Path) -> dict:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"The teacher's {path} cannot be read ({error}): copy the folder whole.") from error
-
-
-def check_teacher_settings(settings: TeacherSettings, geometry: Geometry | None, report: Any) -> None:
+def check_teacher_settings(settings: TeacherSettings, skeleton: Any, report: Any) -> None:
     """Faults for a number of frames or a frame size that the teacher would refuse."""
     if settings.sampling.frames is None:  # a local teacher's own number was filled in before, if it has one
         report.faults.append("teacher.sampling.frames is null, but the teacher's configurations do not say how many "
                              "frames it was trained on: set it.")
-    elif geometry is None:
-        report.warnings.append("the teacher's configurations do not say which clips it takes: teacher.sampling.frames "
-                               "and teacher.size are not checked")
-    if settings.sampling.frames is None or geometry is None:
-        return
-    frames, r = settings.sampling.frames, geometry.joined
-    if settings.sampling.fps is not None:
-        report.warnings.append(f"teacher.sampling.fps: how many frames are taken depends on the clip, and a clip whose "
-                               f"number is not {r}k+1 has no prior; null takes teacher.sampling.frames of each")
-    elif (frames - 1) % r:
-        lower = max(frames - 1, 1) // r * r + 1
-        report.faults.append(f"teacher.sampling.frames is {frames}, but the teacher takes clips of {r}k+1 frames: set "
-                             + (f"{lower} or {lower + r}." if lower > 1 else f"{lower + r}."))
-    if settings.size and any(side < geometry.cell or side % geometry.cell for side in settings.size):
-        report.faults.append(f"teacher.size is {settings.size}, but the teacher takes heights and widths that are multiples "
-                             f"of {geometry.cell} pixels; it was trained on [{geometry.rows * geometry.cell}, "
-                             f"{geometry.columns * geometry.cell}].")
+    elif settings.sampling.fps is not None:
+        report.warnings.append("teacher.sampling.fps: how many frames are taken depends on the clip, and a clip whose "
+                               "number the teacher does not take has no prior; null takes teacher.sampling.frames of each")
+    else:
+        try:
+            skeleton.check_frames(settings.sampling.frames)
+        except ClipError as error:
+            report.faults.append(f"teacher.sampling.frames: {error}")
+    try:
+        skeleton.frame_size(tuple(settings.size) if settings.size else None)
+    except ModelError as error:
+        report.faults.append(f"teacher.size: {error}")
+
+
+def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: str = "") -> None:
+    """Lines of what a teacher is and what its priors cost, all of them estimates (vdm_priors.estimate)."""
+    from vdm_priors.estimate import CARDS, estimate, smaller_choices, taken_frames
+
+    frames = taken_frames(skeleton, settings.sampling.frames)  # with fps they are the most that there may be
+    cost = estimate(skeleton, settings.extraction, frames, settings.size, settings.batch_size, settings.dtype)
+    parts = ", ".join(f"{part} {_count(number)}" for part, number in cost.parameters.items())
+    report.lines += [
+        (f"{whose}teacher", f"{_count(sum(cost.parameters.values()))} parameters", parts),
+        (f"{whose}tokens of the teacher", f"{cost.vision_tokens:,} vision, {cost.text_tokens} text",
+         f"{cost.frames} frames of {cost.size[0]}×{cost.size[1]} pixels"),
+        (f"{whose}arithmetic of a prior", f"about {cost.clip_flops:.2g} FLOP",
+         f"{cost.forwards} forwards of {cost.forward_flops:.2g} (2·parameters·tokens + 4·tokens²·width·layers), those that "
+         f"see a reference more; VAE {cost.vae_flops:.2g}"),
+        (f"{whose}time of a prior", f"about {_seconds(cost.seconds(CARDS['H100']))} on an H100",
+         "an estimate; " + ", ".join(f"{name}: {_seconds(cost.seconds(tflops))} at {tflops:g} TFLOP/s"
+                                     for name, tflops in CARDS.items())),
+        (f"{whose}memory of the teacher", f"about {cost.memory / MB:,.0f} MB",
+         f"weights {cost.weights / MB:,.0f} + activations {cost.activations / MB:,.0f} + harvest {cost.harvest / MB:,.0f} MB "
+         f"for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the VAE's own"),
+    ]
+    have = device_memory()
+    if have and cost.memory > have:
+        report.warnings.append(f"{whose}the teacher needs about {cost.memory / MB:,.0f} MB and this machine has "
+                               f"{have / MB:,.0f} MB: " + saying(smaller_choices(skeleton, settings.extraction, cost)))
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.2f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.1f} million"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def light_student(name: str) -> tuple[Any, int]:

@@ -84,6 +84,8 @@ class TeacherSettings:
     sampling: TeacherSamplingSettings = option(TeacherSamplingSettings())
     size: list[int] | None = option(None, "height and width in pixels that clips are resized to; null is the teacher's own "
                                           "size", min=8, max=4096)
+    fit: str = option("resize", "a clip whose frames have another size than the teacher takes (size): resize scales them whole, "
+                                "refuse leaves the sample out", choices=("resize", "refuse"))
     batch_size: int = option(8, "clips extracted together; more is faster and takes more memory", min=1, max=1024)
     store: str | None = option(None, "folder of the prior store, to share it between runs; null is <run folder>/priors")
     extraction: ExtractionSettings = option(ExtractionSettings())

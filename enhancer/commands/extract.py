@@ -58,7 +58,8 @@ def extract_video(video: Path, text: str, teacher: str | None, out: Path, overri
     context = SourceContext(
         samples=[sample], store=PriorStore(out), sampling=sampling.sampling(),
         teacher_fingerprint=fingerprint(path), load_teacher=load, settings=settings.teacher.extraction, batch_size=1,
-        size=tuple(settings.teacher.size) if settings.teacher.size else None, dtype=settings.teacher.dtype)
+        size=tuple(settings.teacher.size) if settings.teacher.size else None, fit=settings.teacher.fit,
+        dtype=settings.teacher.dtype)
     clip = context.frames.get(video, context.sampling)  # a bad file is told before the teacher loads
     with console.bar("extracting", 1, "clip") as bar:
         filled = fill_store(build_source("vdm", context), [sample], context.store, progress=bar)

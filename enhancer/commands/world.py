@@ -1,4 +1,4 @@
-"""`enhancer world make | baselines | measure`."""
+"""`enhancer world make | baselines | measure | fidelity`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from enhancer.recipe_files import apply_override
 from enhancer.runfolder import readable_write_errors
 from enhancer.world import WorldSettings, make_world
 from enhancer.world.text import TYPES
+from vdm_priors.errors import RecipeError
 
 
 def make(folder: Path, overrides: list[str], console: Console) -> None:
@@ -76,6 +77,46 @@ def measure(folder: Path, teacher: str | None, student: str | None, clips: int, 
         _print_student(report["student"], console)
     _write(out, report)
     return report
+
+
+def fidelity(folder: Path, teacher: str, clips: int, out: Path, steps: list[int], guidances: list[float], at: list[str],
+             threads: int, console: Console) -> dict:
+    """Measures the cells that `out` lacks and prints all of them."""
+    import torch
+
+    from enhancer.shipped import quiet_libraries, teacher_path
+    from enhancer.world.fidelity import cells, measure_cells
+    from enhancer.world.measure import HARVESTS
+    from enhancer.world.truth import load_truth
+    from vdm_priors.families import load_teacher
+
+    unknown = [name for name in at if name not in HARVESTS]
+    if unknown:
+        raise RecipeError(f"--at must be one of {', '.join(HARVESTS)}, not {', '.join(unknown)}.")
+    _check_writable(out)
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    truth = load_truth(folder)
+    wanted = [cell for cell in cells(steps, guidances) if cell.harvest_at in at]
+    with console.bar("fidelity", unit="cell") as bar:
+        document = measure_cells(load_teacher(teacher_path(teacher)), folder, truth, wanted, out, clips, progress=bar)
+    _print_fidelity(document, console)
+    console.print(f"{out} and {out.with_suffix('.md')}", markup=False, soft_wrap=True)
+    return document
+
+
+def _print_fidelity(document: dict, console: Console) -> None:
+    from vdm_priors.harvest import DIRECTIONS
+
+    table = rich.table.Table(title=f"{document['clips']} clips: AUC of nouns / motion words against their masks, chance 50",
+                             title_justify="left")
+    for column in ("harvested", "PSNR dB", *DIRECTIONS, "s a clip"):
+        table.add_column(column, justify="left" if column == "harvested" else "right")
+    for name, cell in document["cells"].items():
+        found = (" / ".join("–" if cell[d][kind]["auc"] is None else f"{100 * cell[d][kind]['auc']:.1f}"
+                            for kind in ("nouns", "motion")) for d in DIRECTIONS)
+        table.add_row(name, "" if cell["psnr_db"] is None else f"{cell['psnr_db']:.1f}", *found, f"{cell['seconds']:.2f}")
+    console.print(table)
 
 
 def _print_teacher(report: dict, console: Console) -> None:

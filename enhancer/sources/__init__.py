@@ -88,6 +88,7 @@ class SourceContext:
     settings: Any = None
     batch_size: int = 8
     size: tuple[int, int] | None = None
+    fit: str = "resize"
     dtype: str = "float32"
     truth: Any = None
     base: MotionSource | None = None

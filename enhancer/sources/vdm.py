@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from enhancer.data.samples import Problem, Sample
+from enhancer.memory import is_out_of_memory, out_of_memory
 from enhancer.processes import ahead
 from enhancer.sources import SourceContext, shared_text
 from enhancer.video.clip import Clip
@@ -67,6 +68,12 @@ class VdmSource:
             if len(batch) == 1:
                 return [(batch[0][0], Problem(batch[0][0].id, str(error)))]
             return [result for one in batch for result in self._batch([one])]  # only the bad one is lost
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            context = self._context
+            raise out_of_memory(error, teacher, context.settings, len(batch[0][1].frames), context.size, len(batch),
+                                context.dtype) from error
         return [(sample, prior) for (sample, _), prior in zip(batch, priors, strict=True)]
 
     def _loaded_teacher(self) -> Any:
@@ -79,12 +86,29 @@ class VdmSource:
     def _priors(self, teacher: Any, batch: list[tuple[Sample, Clip]]) -> list[MotionPrior]:
         context = self._context
         clips = [clip for _, clip in batch]
+        if context.fit == "refuse":
+            _require_size(clips, teacher.frame_size(context.size))
         texts = [shared_text(sample, context.text) for sample, _ in batch]
         priors = extract_priors(teacher, clips, texts, context.settings, size=context.size)
         for prior, clip in zip(priors, clips, strict=True):
             seconds = [float(t) for t in clip.seconds]  # without a repeated last frame's
-            prior.provenance.update(video=Path(clip.path).name, seconds=seconds, notes=list(clip.notes))
+            notes = [*clip.notes, *_not_covered(prior)]
+            prior.provenance.update(video=Path(clip.path).name, seconds=seconds, notes=notes)
         return priors
+
+
+def _require_size(clips: list[Clip], size: tuple[int, int]) -> None:
+    for clip in clips:
+        height, width = clip.frames.shape[1:3]
+        if (height, width) != size:
+            raise ClipError(f"{clip.path} has frames of {height}×{width} pixels, and the teacher takes {size[0]}×{size[1]}: set "
+                            f"teacher.size, or teacher.fit to resize.")
+
+
+def _not_covered(prior: MotionPrior) -> list[str]:
+    """A remark on the words that the teacher's text limit cut off."""
+    cut = prior.provenance["not_covered"]
+    return [f"beyond the teacher's text limit, so without a prior: {', '.join(cut)}"] if cut else []
 
 
 def build(context: SourceContext) -> VdmSource:

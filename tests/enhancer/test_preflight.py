@@ -15,6 +15,8 @@ from enhancer.jobs import load_recipe
 from enhancer.pipeline import read_data
 from enhancer.preflight import preflight
 from tests.enhancer.tiny_run import recipe_values, student_folder, teacher_folder, write_data
+from tests.vdm_priors.real_configs import CONFIGS, write_configs
+from vdm_priors.errors import ModelError
 
 WORLD = {"train_clips": 30, "test_clips": 18, "frames": 9, "height": 32, "width": 32}
 MODELS = {"vdm": [{"name": "lambda0"}, {"name": "vdm", "source": "vdm"}], "none": [{"name": "lambda0"}]}
@@ -47,9 +49,9 @@ def world_recipe(tmp_path):
 FAULTS = [
     ("teacher.model=/nonexistent/x", "no model folder /nonexistent/x"),
     ("student.model=/nonexistent/y", "no model folder /nonexistent/y"),
-    ("teacher.sampling.frames=8", "teacher.sampling.frames is 8, but the teacher takes clips of 4k+1 frames: set 5 or 9"),
-    ("teacher.sampling.frames=3", "set 5."), ("teacher.model=nofolder", "no teacher folder nofolder"),
-    ("teacher.size=[30,32]", "teacher.size is [30, 32], but the teacher takes heights and widths that are multiples of 8 pixels"),
+    ("teacher.sampling.frames=8", "takes clips of 4k+1 frames, not 8. Sample 5 or 9 frames"),
+    ("teacher.sampling.frames=3", "Sample 1 or 5 frames"), ("teacher.model=nofolder", "no teacher folder nofolder"),
+    ("teacher.size=[30,32]", "takes frames whose height and width are multiples of 8 pixels, not 30×32"),
 ]
 
 
@@ -75,8 +77,9 @@ def test_frames_that_the_teacher_takes_are_valid(recipe):
     assert code == 0 and "depends on the clip" in text
 
 
-def test_null_frames_are_the_teachers_own(recipe, tmp_path):
+def test_null_frames_are_the_teachers_own(recipe, tmp_path, monkeypatch):
     assert call("validate", recipe, "teacher.sampling={}")[0] == 0
+    monkeypatch.setattr("vdm_priors.families.hub_commit", unreachable)
     for name, code, message in (("/nonexistent/x", 1, "no model folder"), ("owner/model", 0, "cannot be checked offline")):
         said = call("validate", recipe, "teacher.sampling={}", f"teacher.model={name}")
         assert said[0] == code and message in said[1], said[1]
@@ -119,7 +122,12 @@ def test_a_teacher_of_another_family(recipe, tmp_path):
     assert code == 1 and "OtherPipeline" in text and "Known families: cogvideox" in text
 
 
+def unreachable(name):
+    raise ModelError(f"The model {name} could not be found on the hub. Set the model to the folder of a copy.")
+
+
 def test_hub_names_are_said_not_to_be_checked(recipe, monkeypatch):
+    monkeypatch.setattr("vdm_priors.families.hub_commit", unreachable)
     code, text = call("validate", recipe, "teacher.model=owner/model")
     assert code == 0 and "owner/model is a hub name, which cannot be checked offline" in text
     assert "the run can start, provided that owner/model can be had from the hub" in text
@@ -175,3 +183,33 @@ def test_priors_alone_need_no_disk_for_students(recipe):
     said = [[what for what, _, _ in preflight(loaded, data, trains=trains).lines] for trains in (True, False)]
     assert "disk for students" in said[0] and "disk for students" not in said[1]
     assert "disk for priors" in said[0] and "disk for priors" in said[1]
+
+
+# ---- what a teacher costs ------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_full_size_teacher_of_every_family_is_estimated_from_its_configurations(name, recipe, tmp_path, monkeypatch):
+    """As a hub model whose weights are not here; the hub is asked for the commit and the JSON files alone."""
+    folder = write_configs(name, tmp_path / "hub")
+    index = json.loads((folder / "model_index.json").read_text())
+    monkeypatch.setattr("vdm_priors.families._model_index", lambda path_or_hub: index)
+    monkeypatch.setattr("vdm_priors.families._skeleton.configuration_folder", lambda path_or_hub: folder)
+    frames = {"mochi-1": 19}.get(name, 49)
+    code, text = call("validate", recipe, "teacher.model=owner/model", "teacher.dtype=bfloat16", "teacher.batch_size=1",
+                      f"teacher.sampling.frames={frames}")
+    assert code == 0, text
+    for part in ("teacher ", "tokens of the teacher", "arithmetic of a prior", "on an H100", "an estimate",
+                 "memory of the teacher", "billion parameters"):
+        assert part in text, (part, text)
+
+
+def test_a_teacher_too_large_for_the_machine_is_told_with_what_would_fit(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("enhancer.preflight_models.device_memory", lambda: 2**20)
+    code, text = call("validate", recipe, "teacher.batch_size=4")
+    assert code == 0 and "this machine has 1 MB: set teacher." in text and "teacher.batch_size=1 (about" in text
+
+
+def test_further_teachers_are_estimated_by_name(recipe, tmp_path):
+    arms = "arms=[{name: vdm, source: vdm, teacher: second}]"
+    code, text = call("validate", recipe, arms, f"teachers=[{{name: second, model: {teacher_folder()}, sampling: {{frames: 9}}}}]")
+    assert code == 0 and "second: memory of the teacher" in text, text
