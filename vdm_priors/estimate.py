@@ -7,7 +7,7 @@
 One forward of one clip, with P parameters of the transformer and S tokens (vision, and text where it is joint):
 
     2·P·S                  every weight multiplies every token once; of those that diffusers' names give away, weights of
-                           the text alone its L tokens, and modulation by time (the sixth part of CogVideoX-5B) one
+                           the text alone its L tokens, and modulation by time (a seventh of CogVideoX-5B) one
     + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference stream is looked at; and over L where
                            text has a cross-attention
 
