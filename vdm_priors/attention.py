@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vdm_priors.errors import ModelError
+from vdm_priors.kernels import scaled_products
 
-CHUNK_ELEMENTS = 2**25  # probabilities held at once: 128 MiB in float32
+CHUNK_ELEMENTS = {"cpu": 2**20}  # probabilities held at once: 4 MiB in float32
+LARGE_CHUNK = 2**23  # elsewhere: 32 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Layout:
 
 def probability_chunks(
     q_bhrd: Tensor, k_bhkd: Tensor, scale: float, bias_bhrk: Tensor | None = None,
-    chunk_elements: int = CHUNK_ELEMENTS,
+    chunk_elements: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """softmax(q Kᵀ · scale + bias) over all keys, some rows at a time: (rows, float32 [b, h, rows, k]).
 
@@ -72,14 +75,19 @@ def probability_chunks(
     time.
     """
     batch, heads, rows, _ = q_bhrd.shape
+    chunk_elements = chunk_elements or elements_at_once(q_bhrd.device)
     step = max(1, chunk_elements // (batch * heads * k_bhkd.shape[2]))
-    k_bhdk = k_bhkd.float().transpose(2, 3)
     for start in range(0, rows, step):
         chosen = slice(start, min(start + step, rows))
-        logits_bhrk = (q_bhrd[:, :, chosen].float() * scale) @ k_bhdk
+        logits_bhrk = scaled_products(q_bhrd[:, :, chosen], k_bhkd, scale)
         if bias_bhrk is not None:
             logits_bhrk = logits_bhrk + bias_bhrk
         yield chosen, logits_bhrk.softmax(dim=-1)
+
+
+def elements_at_once(device: torch.device) -> int:
+    """How many probabilities should exist at once, so that a device's cache holds them."""
+    return CHUNK_ELEMENTS.get(device.type, LARGE_CHUNK)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ __all__ = ["ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_pri
 
 ALL_ROWS_BELOW = 4096  # vision tokens below which rows: auto takes every row (METHOD.md); as many rows are streamed
 AUTO_ROWS = 512
+KEPT_BYTES = 2**30  # of a clip's kept rows, float32 over all vision tokens; rows beyond it are streamed
 HIGHEST_PSNR = 100.0  # dB; an exact reconstruction has no finite one
 VERSIONS_OF = ("torch", "diffusers", "transformers")
 
@@ -89,7 +90,9 @@ def extract_priors(
     pixels = torch.cat([teacher.prepare_frames(clip.frames, size) for clip in clips])
     grids = [teacher.token_grid(clip.times, clip.duration, clip.box, size) for clip in clips]
     latents = teacher.encode_video(pixels)
-    request = _request(grids, read, settings, len(teacher.attention_layers))
+    request = _request(
+        grids, read, settings, len(teacher.attention_layers), teacher.transformer.config.num_attention_heads
+    )
 
     harvested, trajectory, rebuilt = run_teacher(
         teacher, latents, embeds, request, settings, on_step
@@ -227,23 +230,36 @@ def run_teacher(
     return harvested, trajectory, denoise(trajectory) if settings.reconstruction else None
 
 
+def query_rows(settings: ExtractionSettings, tokens: int, heads: int) -> tuple[int | str, bool]:
+    """How many of `tokens` vision rows judge `heads` heads, and whether they are streamed: no map, only its statistics.
+
+    rows: auto keeps the map where it can: heads' energies are then those of their mean map, as the paper has it.
+    With head_scope layer_head (`heads` counts each layer's) there is no mean over layers to lose.
+    """
+    rows, fitting = settings.rows, KEPT_BYTES // (4 * heads * tokens)
+    if rows == "auto":
+        rows = "all" if tokens < ALL_ROWS_BELOW else AUTO_ROWS
+        if rows == AUTO_ROWS and settings.head_scope == "head":
+            rows = max(1, min(rows, fitting))
+    taken = tokens if rows == "all" else min(rows, tokens)
+    return rows, taken >= ALL_ROWS_BELOW or taken > fitting
+
+
 def _request(
-    grids: list[TokenGrid], read: list[TeacherText], settings: ExtractionSettings, layers: int
+    grids: list[TokenGrid], read: list[TeacherText], settings: ExtractionSettings, layers: int, heads: int
 ) -> HarvestRequest:
-    """What to harvest from a teacher of `layers` attention layers. Raises RecipeError for layers it does not have."""
+    """What to harvest from a teacher of `layers` × `heads`. Raises RecipeError for layers it does not have."""
     strange = [layer for layer in settings.layers or () if not -layers <= layer < layers]
     if strange:
         raise RecipeError(
             f"teacher.extraction.layers names {strange}, but the teacher has attention layers 0 to {layers - 1} "
             f"(-{layers} to -1 from the last). Name some of these; null takes all."
         )
-    rows = settings.rows
-    if rows == "auto":
-        rows = "all" if grids[0].num_tokens < ALL_ROWS_BELOW else AUTO_ROWS
+    harvested_layers = layers if settings.layers is None else len({layer % layers for layer in settings.layers})
+    judged = heads * (harvested_layers if settings.head_scope == "layer_head" else 1)
+    rows, streamed = query_rows(settings, grids[0].num_tokens, judged)
     chosen = sample_rows(grids[0], rows, settings.seed) if settings.head_selection else None
-    # so many rows are R×S numbers a head: only their statistics are kept
-    streamed = chosen is not None and len(chosen) >= ALL_ROWS_BELOW
-    mask = motion_mask(settings)
+    streamed, mask = streamed and chosen is not None, motion_mask(settings)
     return HarvestRequest(
         text_tokens=max(text.last_token for text in read) + 1,
         rows=chosen,

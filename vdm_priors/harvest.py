@@ -18,11 +18,10 @@ tokens, R vision rows, S_v vision tokens, L text length of the model's sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +29,17 @@ from torch import Tensor
 from vdm_priors.attention import (
     AttentionLayer,
     Layout,
+    elements_at_once,
     probability_chunks,
     require_finite,
     swapped_processors,
 )
 from vdm_priors.errors import ModelError
-from vdm_priors.kernels import CHUNK_ELEMENTS, dot_products
+from vdm_priors.harvest_request import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS, HarvestRequest, RowTaker
+from vdm_priors.kernels import scaled_products
 from vdm_priors.memory import Streams, entries_of
 
-DIRECTIONS = ("t2v", "v2t", "both")
-HEAD_SCOPES = ("head", "layer_head")
-MEMORY_COLUMNS = ("sum", "own")
+__all__ = ["DIRECTIONS", "HEAD_SCOPES", "MEMORY_COLUMNS", "Harvest", "HarvestRequest", "harvest", "unrecorded"]
 
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 
@@ -53,69 +52,6 @@ def unrecorded() -> Iterator[None]:
         yield
     finally:
         _recording.reset(token)
-
-
-class RowTaker(Protocol):
-    """What a streamed harvest gives its vision rows to (vdm_priors.heads.HeadAccumulator).
-
-    It gets each layer's rows once, either as probabilities, some rows at a time (`add`), or, where `reads_queries`,
-    as all that they follow from (`add_queries`).
-    """
-
-    def add(self, rows_hrs: Tensor, tokens: Tensor) -> None: ...
-
-    def reads_queries(self, device: torch.device) -> bool: ...
-
-    def add_queries(
-        self, q_hsd: Tensor, shown_hsd: Sequence[Tensor], lse_hs: Tensor, scale: float,
-        rest_hnd: Tensor | None, rest_bias_n: Tensor | None,
-    ) -> None: ...
-
-
-@dataclass(frozen=True, eq=False)
-class HarvestRequest:
-    """What to keep of every forward.
-
-    text_tokens: T, the first T text tokens are harvested.
-    rows: vision tokens [R] whose rows over vision are kept (v2v); None keeps none.
-    row_taker: where given, those rows are not kept but handed on a chunk at a time, so that R may be
-        all of S_v: `row_taker(i)` makes, for the i-th harvested entry, what has
-        add(rows_hrs [H, r, S_v], tokens [r]), or takes their queries; see RowTaker and `Harvest.row_takers`.
-    direction: "t2v" text rows over vision columns, "v2t" vision rows over text columns, "both".
-    batch_index: the entries of a forward's batch that are harvested; None means all. With
-        guidance and memory in one batch, name the entries of the guided text.
-    layers: indices into the model's attention layers, or "all".
-    head_scope: "head" averages a head over layers (Algorithm 1), "layer_head" keeps each.
-    memory_columns: with a reference stream, a row's softmax runs over its own *and* the
-        reference's keys. Both streams show the same place of the same clip in the same cell,
-        so "sum" adds the reference's vision columns to the generated ones of the same cell:
-        all the mass that a row puts on a place. "own" leaves them out. The reference's text
-        columns belong to another text (the one the clip was inverted under) and are never
-        added to the harvested text's.
-    """
-
-    text_tokens: int
-    rows: Tensor | None = None
-    direction: str = "t2v"
-    batch_index: Sequence[int] | None = None
-    layers: Sequence[int] | str = "all"
-    head_scope: str = "head"
-    memory_columns: str = "sum"
-    row_taker: Callable[[int], RowTaker] | None = None
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("direction", DIRECTIONS),
-            ("head_scope", HEAD_SCOPES),
-            ("memory_columns", MEMORY_COLUMNS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"HarvestRequest: {name} must be one of {', '.join(known)}, got "
-                    f"{getattr(self, name)!r}."
-                )
-        if self.text_tokens < 1:
-            raise ValueError(f"HarvestRequest: text_tokens must be ≥ 1, got {self.text_tokens}.")
 
 
 class Harvest:
@@ -235,8 +171,16 @@ class Harvest:
     ) -> None:
         """Add probabilities [B, h, rows, S_v] of query rows over the vision columns."""
         sums = self._sum(name, index, (*q.shape[:3], layout.vision_tokens), q.device)
-        for chosen, p in self._vision_chunks(name, index, q, k, layout, scale, bias):
-            sums[:, :, chosen] += p
+        ones = []
+        # few heads and many of their rows at a time: keys are read once
+        heads = max(1, elements_at_once(q.device) // (len(q) * q.shape[2] * k.shape[2]))
+        for first in range(0, q.shape[1], heads):
+            of = slice(first, first + heads)
+            for chosen, p in self._vision_chunks(q[:, of], k[:, of], layout, scale, bias):
+                ones.append(p[..., 0].flatten())  # a copy, so that p is let go
+                sums[:, of, chosen] += p
+        # a softmax with a number that is not finite is so in all of its columns
+        self._require_finite(name, index, torch.cat(ones))
 
     def _add_over_text(
         self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None, lse: Tensor
@@ -245,10 +189,10 @@ class Harvest:
         self._require_finite("v2t", index, lse)
         columns = slice(layout.text.start, layout.text.start + self.request.text_tokens)
         sums = self._sum("v2t", index, (*q.shape[:2], self.request.text_tokens, q.shape[2]), q.device)
-        step = max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[1] * self.request.text_tokens))
+        step = max(1, elements_at_once(q.device) // (q.shape[0] * q.shape[1] * self.request.text_tokens))
         for start in range(0, q.shape[2], step):
             chosen = slice(start, start + step)
-            logits_bhts = dot_products(k[:, :, columns], q[:, :, chosen]).mul_(scale).sub_(lse[:, :, None, chosen])
+            logits_bhts = scaled_products(k[:, :, columns], q[:, :, chosen], scale).sub_(lse[:, :, None, chosen])
             if bias is not None:
                 logits_bhts += bias[..., columns].transpose(2, 3)
             sums[..., chosen] += logits_bhts.exp_()
@@ -265,7 +209,8 @@ class Harvest:
         hidden = bias is not None and any(bool(bias[..., part].any()) for part in columns)
         if hidden or not all(taker.reads_queries(q.device) for taker in takers):
             rows = q[:, :, self.request.rows.to(q.device)]
-            for chosen, p_bhrs in self._vision_chunks("v2v", index, rows, k, layout, scale, bias):
+            for chosen, p_bhrs in self._vision_chunks(rows, k, layout, scale, bias):
+                self._require_finite("v2v", index, p_bhrs[..., 0])
                 for taker, p_hrs in zip(takers, p_bhrs, strict=True):
                     taker.add(p_hrs, self.request.rows[chosen])
             return
@@ -273,7 +218,8 @@ class Harvest:
         shown = [k[:, :, part] for part in columns]
         rest = rest_bias = None  # where it is about as long as what is shown, it says nothing cheaper
         if len(columns) * layout.tokens == k.shape[2]:
-            texts = [slice(start + layout.text.start, start + layout.text.stop) for start in range(0, k.shape[2], layout.tokens)]
+            streams = range(0, k.shape[2], layout.tokens)
+            texts = [slice(first + layout.text.start, first + layout.text.stop) for first in streams]
             rest = torch.cat([k[:, :, part] for part in texts], dim=2)
             rest_bias = None if bias is None else torch.cat([bias[:, 0, 0, part] for part in texts], dim=1)
         for i, taker in enumerate(takers):
@@ -283,16 +229,12 @@ class Harvest:
             )
 
     def _vision_chunks(
-        self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+        self, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, probabilities [B, h, r, S_v] over the vision columns), some rows at a time; at the end checked."""
+        """(rows, probabilities [B, h, r, S_v] over the vision columns), some rows at a time."""
         columns = self._vision_columns(layout, k.shape[2])
-        ones = []
         for chosen, p in probability_chunks(q, k, scale, bias):
-            ones.append(p[..., 0].clone())
             yield chosen, sum((p[..., part] for part in columns[1:]), start=p[..., columns[0]])
-        # a softmax with a number that is not finite is so in all of its columns
-        self._require_finite(name, index, torch.cat(ones, dim=2))
 
     def _vision_columns(self, layout: Layout, keys: int) -> list[slice]:
         """Where the keys lie whose probabilities are a cell's: the clip's own and, if asked for, its reference's."""

@@ -9,6 +9,8 @@ Legend: b batch, h heads, s query tokens, k keys, d head width.
 
 from __future__ import annotations
 
+from math import frexp
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -70,20 +72,24 @@ def log_sum_exp(q_bhsd: Tensor, k_bhkd: Tensor, scale: float, bias: Tensor | Non
     step = max(1, CHUNK_ELEMENTS // max(1, batch * heads * k_bhkd.shape[2]))
     parts = []
     for number, chunk in enumerate(q_bhsd.split(step, dim=2)):
-        logits = dot_products(chunk, k_bhkd).mul_(scale)
+        logits = scaled_products(chunk, k_bhkd, scale)
         if bias is not None:
             logits = logits + (bias if bias.shape[2] == 1 else bias[:, :, number * step : (number + 1) * step])
         parts.append(logits.logsumexp(dim=-1))
     return torch.cat(parts, dim=2)
 
 
-def dot_products(q_bhrd: Tensor, k_bhkd: Tensor) -> Tensor:
-    """q·k of every pair in float32 [b, h, r, k], also of half-precision numbers: the logits before their scale."""
-    if q_bhrd.device.type == "cuda" and q_bhrd.dtype in (torch.bfloat16, torch.float16):
-        # tensor cores take half-precision factors and sum their exact products in float32
-        products = torch.bmm(q_bhrd.flatten(0, 1), k_bhkd.flatten(0, 1).transpose(1, 2), out_dtype=torch.float32)
-        return products.unflatten(0, q_bhrd.shape[:2])
-    return q_bhrd.float() @ k_bhkd.float().transpose(2, 3)
+def scaled_products(q_bhrd: Tensor, k_bhkd: Tensor, scale: float) -> Tensor:
+    """q·k·scale of every pair in float32 [b, h, r, k], of half-precision numbers too."""
+    if q_bhrd.device.type != "cuda" or q_bhrd.dtype not in (torch.bfloat16, torch.float16):
+        return (q_bhrd.float() * scale) @ k_bhkd.float().transpose(2, 3)
+    # tensor cores take half-precision factors and sum their exact products in float32
+    exact = frexp(scale)[0] == 0.5  # a power of two, as 1/√64 is, changes no digit of q
+    products = torch.bmm(
+        (q_bhrd * scale if exact else q_bhrd).flatten(0, 1), k_bhkd.flatten(0, 1).transpose(1, 2),
+        out_dtype=torch.float32,
+    ).unflatten(0, q_bhrd.shape[:2])
+    return products if exact else products.mul_(scale)
 
 
 def as_bias(attn_mask: Tensor | None) -> Tensor | None:

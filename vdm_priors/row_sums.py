@@ -6,7 +6,8 @@ A row's probabilities are p_k = exp(q·k·scale − lse). So, with one more fuse
     energy  Σ_k p_k²  = exp(LSE_k(2l) − 2·lse)
 
 with l = q·k·scale. Energy inside the motion mask M and attention between the frames of a place need M's keys alone;
-outside M is the rest, so that its error is a part of the whole row's energy: in float32 about 1e-5 of it.
+outside M is the rest, so that its error is a part of the whole row's energy: float32's rounding of the log-sum-exp,
+1e-5 of it and less where that is below 100.
 
 With a reference stream whose cells are added to the clip's (HarvestRequest.memory_columns), a cell has p + p', and
 Σ (p + p')² = Σ p² + Σ p'² + 2 Σ p·p', where p·p' is again one exponential: exp(q·(k + k')·scale − 2·lse).
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vdm_priors.grid import TokenGrid
-from vdm_priors.kernels import dot_products, sharpened_lse
+from vdm_priors.kernels import scaled_products, sharpened_lse
 from vdm_priors.masks import BandMask, MotionMask
 
 NARROW = 1 / 8  # of the cells: where M holds more, its keys are no fewer numbers than the rows' chunks
@@ -151,7 +152,7 @@ def _near_sums(
         keys_ck = torch.cat([cells_cf, near.keys[part]], dim=1)
         p_hcfk = None
         for k_hsd in shown_hsd:
-            logits = dot_products(q_hsd[:, cells_cf], k_hsd[:, keys_ck]).mul_(scale)
+            logits = scaled_products(q_hsd[:, cells_cf], k_hsd[:, keys_ck], scale)
             p = logits.sub_(lse_hs[:, cells_cf, None]).exp_()
             p_hcfk = p if p_hcfk is None else p_hcfk.add_(p)
         same_huff[:, part] = p_hcfk[..., :frames]

@@ -90,9 +90,9 @@ class ExtractionSettings:
     )
     rows: int | str = _option(
         "auto", "vision query rows that heads are judged by: a number (drawn evenly from all frames; the prior "
-        "records how far the scores may be off), all, or auto (all below 4096 tokens, else 512). 4096 and more take "
-        "much time but little memory; with head_scope head, DFC is then of the layers' and steps' mean energies, not "
-        "of the mean map's",
+        "records how far the scores may be off), all, or auto (all below 4096 tokens, else 512, or as many as 1 GiB "
+        "holds). 4096 and more, and rows beyond 1 GiB, take little memory, and all of them about half of a forward's "
+        "time; with head_scope head, DFC is then of the layers' and steps' mean energies, not of the mean map's",
         min=1, pattern="auto|all",
     )
     layers: list[int] | None = _option(

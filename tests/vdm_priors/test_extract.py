@@ -12,7 +12,7 @@ from tests.vdm_priors.tiny_teacher import random_clip, tiny_teacher
 from vdm_priors.attention import probability_chunks
 from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError, SampleError
-from vdm_priors.extract import ExtractionSettings, extract_priors
+from vdm_priors.extract import KEPT_BYTES, ExtractionSettings, extract_priors, query_rows
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
 from vdm_priors.heads import BandMask, head_metrics
 from vdm_priors.inversion import invert, reconstruct
@@ -287,6 +287,20 @@ def test_streamed_rows_judge_heads_as_kept_ones(monkeypatch, scope, memory):
         assert theirs["rows"] == [48, 48]
         if scope == "layer_head":
             torch.testing.assert_close(other.maps, one.maps)
+
+
+def test_rows_are_kept_where_their_sums_fit():
+    """CogVideoX-5B: 48 heads, 17,550 vision tokens; and grids of less than 4096 tokens."""
+    auto = ExtractionSettings()
+    rows, streamed = query_rows(auto, 17550, 48)
+    assert not streamed and 0.99 < 4 * 48 * 17550 * rows / KEPT_BYTES <= 1
+    assert query_rows(auto, 17550, 12) == (512, False)
+    assert query_rows(replace(auto, head_scope="layer_head"), 17550, 48 * 42) == (512, True)
+    assert query_rows(replace(auto, rows=rows + 1), 17550, 48) == (rows + 1, True)
+    assert query_rows(replace(auto, rows="all"), 17550, 48) == ("all", True)
+    assert query_rows(auto, 4095, 4) == ("all", False)
+    assert query_rows(auto, 4095, 48) == ("all", True)
+    assert query_rows(replace(auto, rows=9999), 300, 4) == (9999, False)  # no more than there are
 
 
 @pytest.mark.parametrize("order", ["frame", "place"])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from vdm_priors import kernels
-from vdm_priors.kernels import attention_and_lse, log_sum_exp, sharpened_lse
+from vdm_priors.families._processors import RecordingProcessor
+from vdm_priors.kernels import attention_and_lse, log_sum_exp, scaled_products, sharpened_lse
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 5e-4}
@@ -74,3 +77,45 @@ def test_log_sum_exp_of_one_row_at_a_time(monkeypatch):
     q, k, _ = tensors()
     monkeypatch.setattr(kernels, "CHUNK_ELEMENTS", 1)
     torch.testing.assert_close(log_sum_exp(q, k, 0.3).double(), plain_lse(q, k, 0.3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("scale", [0.125, 0.3])
+def test_products_are_those_of_the_very_numbers(device, dtype, scale):
+    q, k, _ = tensors(device, dtype)
+    found = scaled_products(q, k, scale)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), q.double() @ k.double().transpose(2, 3) * scale, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.125, 0.3])
+def test_products_on_a_gpu_are_called_rightly(scale):
+    """Shapes and types alone, where there is no GPU to compute on."""
+    with FakeTensorMode():
+        q = torch.empty(2, 3, 5, 8, device="cuda", dtype=torch.bfloat16)
+        found = scaled_products(q[:, 1:, ::2], torch.empty(2, 2, 7, 8, device="cuda", dtype=torch.bfloat16), scale)
+    assert (found.shape, found.dtype) == ((2, 2, 3, 7), torch.float32)
+
+
+@pytest.mark.parametrize("kind", masks())
+@pytest.mark.parametrize("backend", [None, "native", "_native_math"])
+def test_the_dispatchers_attention_with_its_log_sum_exp(kind, backend):
+    """Of PyTorch's own backend the very call's, beside any other; outputs are the dispatcher's bit for bit."""
+    (q, k, v), mask = tensors(), masks()[kind]
+    kernel = RecordingProcessor(backend=backend).kernel()
+    out, none = kernel(q, k, v, attn_mask=mask)
+    again, lse = kernel(q, k, v, attn_mask=mask, lse=True)
+    assert none is None and torch.equal(out, again)
+    torch.testing.assert_close(lse.double(), plain_lse(q, k, 32**-0.5, kernels.as_bias(mask)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend, calls", [("native", 1), ("_native_math", 0)])
+def test_a_backend_that_is_set_for_a_while_is_respected(monkeypatch, backend, calls):
+    q, k, v = tensors()
+    made = []
+    own = kernels.attention_and_lse
+    monkeypatch.setattr(kernels, "attention_and_lse", lambda *given: (made.append(1), own(*given))[1])
+    with attention_backend(backend):
+        RecordingProcessor().kernel()(q, k, v, lse=True)
+    assert len(made) == calls

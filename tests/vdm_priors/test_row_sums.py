@@ -139,7 +139,7 @@ def test_wide_masks_and_orders_of_rows(monkeypatch):
 def test_attention_wholly_inside_the_mask_has_no_negative_rest():
     """Energies of 1 − 1: what is outside is 0 or rounding, never below 0."""
     grid = make_grid(3, 3, 4)
-    place = torch.eye(12).repeat(3, 1)[None] * 40.0
+    place = torch.eye(12).repeat(3, 1)[None] * 12.0
     taken = HeadAccumulator(grid, MotionMask(0))
     taken.reads_queries(place.device)
     lse = torch.logsumexp(place @ place.transpose(1, 2) * 12**-0.5, dim=-1)

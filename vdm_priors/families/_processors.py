@@ -69,7 +69,7 @@ class RecordingProcessor:
     def attend(
         self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, layout: Layout, mask_b11s: Tensor | None = None
     ) -> Tensor:
-        """Output [b, s, h·d] of a joint or a self-attention, with reference streams if any; recorders are told of it."""
+        """Output [b, s, h·d] of a joint or a self-attention, with reference streams if any; recorders are told."""
         wants_lse = self.wants_lse(layout)
         out, lse = attend(q_bhsd, k_bhsd, v_bhsd, self.streams, mask_b11s, self.kernel(), wants_lse)
         self.record(q_bhsd, k_bhsd, layout, as_bias(mask_b11s), lse)
