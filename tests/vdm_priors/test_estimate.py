@@ -99,7 +99,8 @@ def test_arithmetic_of_a_forward_of_every_family(name):
     if isinstance(text, MaskedText):  # Mochi drops padding: a text of full length costs what is estimated
         text = MaskedText(text.embeds, torch.ones_like(text.mask), text.pooled)
     cost = estimate(teacher, PAPER, FRAMES[name], SIZE, dtype="float32", count_vae=False)
-    assert cost.forward_flops == pytest.approx(counted(teacher, latents, text), rel=0.15)
+    # Mochi's last block leaves the text out: much of a model of two blocks, nothing of one of forty-eight
+    assert cost.forward_flops == pytest.approx(counted(teacher, latents, text), rel=0.3 if name == "mochi" else 0.15)
 
 
 def test_harvest_bytes_are_those_of_the_sums():
