@@ -177,7 +177,7 @@ class Harvest:
         for first in range(0, q.shape[1], heads):
             of = slice(first, first + heads)
             for chosen, p in self._vision_chunks(q[:, of], k[:, of], layout, scale, bias):
-                ones.append(p[..., 0].flatten())  # a copy, so that p is let go
+                ones.append(p[..., 0].flatten().clone())  # a view would keep p
                 sums[:, of, chosen] += p
         # a softmax with a number that is not finite is so in all of its columns
         self._require_finite(name, index, torch.cat(ones))
