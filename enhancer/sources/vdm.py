@@ -107,7 +107,7 @@ def _require_size(clips: list[Clip], size: tuple[int, int]) -> None:
 
 def _not_covered(prior: MotionPrior) -> list[str]:
     """A remark on the words that the teacher's text limit cut off."""
-    cut = prior.provenance["not_covered"]
+    cut = prior.provenance.get("not_covered", ())
     return [f"beyond the teacher's text limit, so without a prior: {', '.join(cut)}"] if cut else []
 
 

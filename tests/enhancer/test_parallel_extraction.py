@@ -262,7 +262,8 @@ def test_extract_under_torchrun(oracle_recipe, tmp_path):
     store = PriorStore(run / "priors")
     assert {row["key"] for row in rows} == set(store.keys()) and all(row["seconds"] for row in rows if row["source"] == "oracle")
     records = [read_json(path, {}) for path in (run / "priors" / ".extraction" / "tiny").glob("*.json")]
-    assert [record["status"] for record in records] == ["finished"] * 2
+    # one that ended before process 0 began is an earlier time's to it, and its record goes
+    assert {record["status"] for record in records} == {"finished"} and 0 in {record["rank"] for record in records}
     assert read_json(run / "run.json", {})["status"] == "finished"
 
 

@@ -334,11 +334,11 @@ def test_a_write_under_way_is_finished_when_the_teacher_fails(monkeypatch, conte
 
     def extract(teacher, clips, texts, settings, size=None):
         if len(texts) == 1:  # the second batch
-            raise RuntimeError("out of memory")
+            raise RuntimeError("the teacher failed")
         return [make_prior(text) for text in texts]
 
     monkeypatch.setattr("enhancer.sources.vdm.extract_priors", extract)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="the teacher failed"):
         fill_store(VdmSource(context), samples, context.store)
     assert len(context.store.keys()) == 2
 
@@ -522,7 +522,7 @@ def test_faults_of_further_teachers_are_found_before_the_run(tmp_path):
     report = Preflight()
     check_further_teachers(recipe, report)
     assert [fault.split(": ")[0] for fault in report.faults] == ["teachers.hollow", "teachers.odd"]
-    assert "no weights" in report.faults[0] and "frames is 8" in report.faults[1]
+    assert "no weights" in report.faults[0] and "not 8" in report.faults[1]
 
 
 def test_a_run_folder_of_an_older_version_goes_on(tmp_path):

@@ -75,7 +75,7 @@ def test_what_is_loaded_is_the_revision_that_was_named(cache, monkeypatch):
 
 
 def test_a_model_that_was_never_downloaded_is_asked_for(cache, monkeypatch):
-    with pytest.raises(ModelError, match="someone/other is neither .*no network.*local folder"):
+    with pytest.raises(ModelError, match="someone/other is neither a folder nor in .*no network.*folder"):
         fingerprint("someone/other")
 
     class Info:
