@@ -75,7 +75,7 @@ def validate(recipe: TeacherRecipe | StudentRecipe, console: Console) -> bool:
     if not faults and isinstance(recipe, TeacherRecipe):
         faults += recipe.training.check()
     if not faults:
-        rounds = getattr(recipe.training, "rounds", 1)
+        rounds = len(getattr(recipe.training, "rounds", [None]))
         clips = rounds * (world.train_clips + world.validation_clips + world.test_clips)
         with tempfile.TemporaryDirectory(prefix="enhancer-look-") as look:
             make_world(Path(look), replace(world, train_clips=16, validation_clips=0, test_clips=0))

@@ -27,7 +27,7 @@ from enhancer.world.sampling import SPLITS, draw_scene
 from enhancer.world.text import TYPES, Question, caption, places, static_question
 from vdm_priors.errors import UserError
 
-VERSION = 3  # raise when the same settings would draw other clips
+VERSION = 4  # raise when the same settings would draw other clips or questions
 
 
 @dataclass
@@ -98,22 +98,21 @@ def type_schedule(settings: WorldSettings, count: int, rng: np.random.Generator)
     return [kinds[i] for i in rng.permutation(count)]
 
 
-def clip_record(settings: WorldSettings, split: str, index: int, kind: str) -> tuple[dict, Question, tuple[str, str]]:
-    """Scene record (as in scenes.jsonl), its question, and one static question-answer pair; a function of its arguments."""
+def clip_record(settings: WorldSettings, split: str, index: int, kind: str) -> tuple[dict, Question, dict[str, tuple[str, str]]]:
+    """Scene record (as in scenes.jsonl), its question, and its static ones ("places", "short"); a function of its arguments."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     scene, question = draw_scene(rng, kind, split, size=(settings.height, settings.width), frames=settings.frames,
                                  fps=settings.fps, things=(settings.least_things, settings.most_things),
                                  all_pairs=settings.all_pairs)
     said, mentions = caption(rng, scene)
-    where, there = places(rng, scene)
-    static = static_question(rng, scene) if rng.random() < 0.3 else (where, there)
+    static = {"places": places(rng, scene), "short": static_question(rng, scene)}
     as_rows = lambda found: [[m.start, m.end, m.thing, m.moving] for m in found]  # noqa: E731
     record = {"video": f"{split}-{index:05d}.mp4", "split": split, "caption": said, "scene": scene.to_dict(),
               "texts": {question.text: as_rows(question.mentions), said: as_rows(mentions)}}
     return record, question, static
 
 
-def _draw(settings: WorldSettings, videos: Path, split: str, index: int, kind: str) -> tuple[dict, Question, tuple[str, str]]:
+def _draw(settings: WorldSettings, videos: Path, split: str, index: int, kind: str) -> tuple[dict, Question, dict[str, tuple[str, str]]]:
     """One clip: its file (kept if it is there) and its records."""
     record, question, static = clip_record(settings, split, index, kind)
     target = videos / record["video"]
@@ -157,7 +156,8 @@ def make_world(folder: Path | str, settings: WorldSettings, progress: Callable[[
         for record, question, static in drawn:
             scenes.append(record)
             rows.append(_conversation(record, question))
-            static_rows.append(_turns(record, record["video"][:-4] + "-static", *static))
+            static_rows += [{**_turns(record, f"{record['video'][:-4]}-{kind}", *asked), "question_type": kind}
+                            for kind, asked in static.items()]
             bench.append(_motionbench(record, question, settings))
             done += 1
             if progress:

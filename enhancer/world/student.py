@@ -9,11 +9,12 @@ meets new clips and cannot learn them by heart.
 
 from __future__ import annotations
 
+import random
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from enhancer.data.samples import load_samples
+from enhancer.data.samples import Sample, load_samples
 from enhancer.training import AlignmentSettings, TrainSettings, train
 from enhancer.video.clip import FrameCache, Sampling
 from enhancer.world.make import WorldSettings, clip_record, make_world
@@ -36,13 +37,27 @@ def _training() -> TrainSettings:
 
 
 @dataclass
+class Round:
+    """One training of the base student, on a world of its own."""
+
+    steps: int = field(default=3000, metadata={"help": "optimiser steps", "min": 1})
+    short: float = field(default=0.3, metadata={"help": "share of clips with a short question; the others are asked all places",
+                                                "min": 0, "max": 1})
+
+
+def _rounds() -> list[Round]:
+    """Places first, for they teach to see; then short answers, whose few tokens count little beside them."""
+    return [Round(), Round(), Round(steps=2000, short=0.9)]
+
+
+@dataclass
 class StudentTraining:
     """Settings of the base student: its world, its size and its training."""
 
     world: WorldSettings = field(default_factory=_world)
     training: TrainSettings = field(default_factory=_training)
-    rounds: int = field(default=2, metadata={"help": "trainings one after the other; round k's world has the seed world.seed + k",
-                                             "min": 1})
+    rounds: list[Round] = field(default_factory=_rounds, metadata={
+        "help": "trainings one after the other; round k's world has the seed world.seed + k, its steps replace training.steps"})
     vision_steps: int = field(default=700, metadata={"help": "steps of the vision tower's warm start", "min": 1})
     vision_batch: int = field(default=16, metadata={"help": "clips a step of the warm start", "min": 1})
     vision_rate: float = field(default=2e-3, metadata={"help": "peak learning rate of the warm start", "min": 0})
@@ -58,7 +73,8 @@ def corpus(world: WorldSettings, clips: int = 1500) -> list[str]:
     texts = vocabulary_text()
     for index in range(clips):
         record, question, static = clip_record(world, "train", index, TYPES[index % len(TYPES)])
-        texts += [f"{question.text} {' '.join(question.options)}", f" {record['caption']}", " ".join(static)]
+        texts += [f"{question.text} {' '.join(question.options)}", f" {record['caption']}",
+                  *(" ".join(pair) for pair in static.values())]
     return texts
 
 
@@ -80,13 +96,14 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
                 cell=CELL, cache=FrameCache(CACHE), progress=progress)
         _save(student, seeing)
     before = seeing
-    for number in range(settings.rounds):
+    for number, one in enumerate(settings.rounds):
         after = folder / f"round{number}"
         if not (after / "model").is_dir():
             world = _world_of_round(folder, settings, number, progress)
             samples, _ = load_samples(world / "train_static.json", world)
             student = load_student(before)
-            train(student, samples, settings.training, after, sampling=Sampling(frames=settings.frames),
+            chosen = asked(samples, one.short, settings.seed + number)
+            train(student, chosen, replace(settings.training, steps=one.steps), after, sampling=Sampling(frames=settings.frames),
                   frame_cache=FrameCache(CACHE), progress=progress, seed=settings.seed + number)
             _save(student, after / "model")
         before = after / "model"
@@ -96,6 +113,13 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
     student.model.half()
     _save(student, model)
     return model
+
+
+def asked(samples: list[Sample], short: float, seed: int) -> list[Sample]:
+    """Of each clip one sample: its short question with the probability `short`, else its places."""
+    places, shorts = ([s for s in samples if s.question_type == kind] for kind in ("places", "short"))
+    drawn = random.Random(seed)
+    return [quick if drawn.random() < short else whole for whole, quick in zip(places, shorts, strict=True)]
 
 
 def _world_of_round(folder: Path, settings: StudentTraining, number: int, progress) -> Path:

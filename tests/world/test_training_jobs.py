@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from enhancer.data.samples import Sample
 from enhancer.training import AlignmentSettings, TrainSettings
 from enhancer.world.make import WorldSettings, clip_record
 from enhancer.world.scene import COLOURS, SHAPES
-from enhancer.world.student import StudentTraining, train_student
+from enhancer.world.student import Round, StudentTraining, asked, train_student
 from enhancer.world.teacher import TeacherTraining, cover, train_teacher
 from enhancer.world.truth import load_truth
 from vdm_priors.errors import UserError
@@ -27,7 +29,7 @@ output: {output}
 threads: 1
 training:
   world: {{seed: 6, train_clips: 8, test_clips: 1, all_pairs: true}}
-  rounds: 1
+  rounds: [{{steps: 2, short: 0.5}}]
   vision_steps: 2
   vision_batch: 2
   hidden: 32
@@ -46,8 +48,8 @@ def weights(folder):
 def test_the_student_is_trained_in_rounds_and_continues(tmp_path):
     training = TrainSettings(steps=2, batch_size=4, learning_rate_llm=1e-3, learning_rate_merger=1e-3,
                              learning_rate_vision=1e-3, alignment=AlignmentSettings(weight=0.0))
-    settings = StudentTraining(world=TINY, training=training, rounds=2, vision_steps=2, vision_batch=2, hidden=32, layers=1,
-                               vision_depth=1)
+    settings = StudentTraining(world=TINY, training=training, rounds=[Round(2, 0.0), Round(2, 1.0)],
+                               vision_steps=2, vision_batch=2, hidden=32, layers=1, vision_depth=1)
     model = train_student(tmp_path, settings)
     trained = weights(model)
     stages = [weights(tmp_path / "start"), weights(tmp_path / "seeing"), weights(tmp_path / "round0" / "model")]
@@ -55,6 +57,14 @@ def test_the_student_is_trained_in_rounds_and_continues(tmp_path):
     shutil.rmtree(tmp_path / "round1")  # as if it had been stopped there: the first round is kept
     shutil.rmtree(model)
     assert torch.equal(weights(train_student(tmp_path, settings)), trained)
+
+
+def test_each_clip_is_asked_once_and_the_share_of_short_questions_is_as_said():
+    samples = [Sample(f"{n}-{kind}", Path("clip.mp4"), kind, "yes", None, kind) for n in range(400) for kind in ("places", "short")]
+    drawn = asked(samples, 0.9, seed=3)
+    assert [sample.id.split("-")[0] for sample in drawn] == [str(n) for n in range(400)]
+    assert 0.85 < sum(sample.question_type == "short" for sample in drawn) / 400 < 0.95
+    assert {sample.question_type for sample in asked(samples, 0.0, seed=3)} == {"places"}
 
 
 def test_the_teacher_is_trained_and_continues(tmp_path):
