@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -21,14 +21,16 @@ from vdm_priors.conditioning import TextInput, repeat_text
 from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError
 from vdm_priors.grid import TokenGrid
-from vdm_priors.harvest import Harvest, HarvestRequest, harvest
+from vdm_priors.harvest import DIRECTIONS, Harvest, HarvestRequest, harvest
 from vdm_priors.heads import HeadAccumulator, sample_rows
 from vdm_priors.inversion import InversionTrajectory, invert, probe, reconstruct
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, choose_heads, choose_words, motion_mask, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings
 
-__all__ = ["ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_priors", "run_teacher"]
+__all__ = [
+    "ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_directions", "extract_priors", "run_teacher",
+]
 
 ALL_ROWS_BELOW = 4096  # vision tokens below which rows: auto takes every row (METHOD.md); as many rows are streamed
 AUTO_ROWS = 512
@@ -83,6 +85,49 @@ def extract_priors(
     SampleError for a text without a word it can read, ModelError for NaN or infinite numbers.
     """
     settings = settings or ExtractionSettings()
+    made, pixels, trajectory, decoded = _extract(
+        teacher, clips, texts, settings, [settings.direction], size, on_step
+    )
+    priors = made[settings.direction]
+    if not keep:
+        return priors
+    return [
+        ExtractionArtifacts(
+            prior,
+            frames=_to_frames(pixels[index]),
+            inverted=None if trajectory is None else trajectory.noise[index].cpu(),
+            reconstruction=None if decoded is None else decoded[index],
+        )
+        for index, prior in enumerate(priors)
+    ]
+
+
+def extract_directions(
+    teacher: Any,
+    clips: Sequence[ClipLike],
+    texts: Sequence[str],
+    settings: ExtractionSettings | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    on_step: Callable[[str, int, int], None] | None = None,
+) -> dict[str, list[MotionPrior]]:
+    """The priors of every direction of the map from one harvest, {"t2v" | "v2t" | "both": [a clip's, ...]}.
+
+    Each is the one that `extract_priors` makes with that direction; settings.direction is not used.
+    """
+    return _extract(teacher, clips, texts, settings or ExtractionSettings(), DIRECTIONS, size, on_step)[0]
+
+
+def _extract(
+    teacher: Any,
+    clips: Sequence[ClipLike],
+    texts: Sequence[str],
+    settings: ExtractionSettings,
+    directions: Sequence[str],
+    size: tuple[int, int] | None,
+    on_step: Callable[[str, int, int], None] | None,
+) -> tuple[dict[str, list[MotionPrior]], Tensor, InversionTrajectory | None, Tensor | None]:
+    """The clips' priors by direction, and what they are made from: pixels, the way to noise, decoded frames."""
     settings.validate()
     _check_batch(teacher, clips, texts)
     embeds, offsets = teacher.encode_text(texts)
@@ -91,7 +136,8 @@ def extract_priors(
     grids = [teacher.token_grid(clip.times, clip.duration, clip.box, size) for clip in clips]
     latents = teacher.encode_video(pixels)
     request = _request(
-        grids, read, settings, len(teacher.attention_layers), teacher.transformer.config.num_attention_heads
+        grids, read, replace(settings, direction=directions[0] if len(directions) == 1 else "both"),
+        len(teacher.attention_layers), teacher.transformer.config.num_attention_heads,
     )
 
     harvested, trajectory, rebuilt = run_teacher(
@@ -101,52 +147,55 @@ def extract_priors(
     common = {
         "source": "vdm",
         **_describe(teacher),
-        "settings": settings.effective(),
-        "seed": settings.effective().get("seed"),  # None where nothing is drawn at random
         "frame_size": list(pixels.shape[-2:]),
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
-    results = []
+    priors: dict[str, list[MotionPrior]] = {direction: [] for direction in directions}
     for index, clip in enumerate(clips):
         head_set, heads_report = choose_heads(harvested, request.rows, index, grids[index], settings)
-        maps_tfhw = text_maps(harvested, index, head_set, read[index]).unflatten(1, grids[index].shape)
-        words, maps, words_report = choose_words(
-            maps_tfhw, read[index], grids[index], settings
-        )
-        maps = maps * _frame_weights(grids[index], settings)
-        prior = MotionPrior(
-            text=read[index].text,
-            words=words,
-            maps=maps,
-            grid=grids[index],
-            weight=word_weights(maps, grids[index], settings.confidence),
-            provenance={
-                **common,
-                "seconds": [float(t) for t in clip.times],
-                "sampling": {
-                    "frames": len(clip.times),
-                    "duration": float(clip.duration),
-                    "box": [float(side) for side in clip.box],
-                },
-                "confidence": confidence_report(maps, grids[index]),
-                "head_scores": heads_report,
-                "word_scores": words_report,
-                "reconstruction": quality[index],
-                "not_covered": read[index].not_covered(),
+        of_clip = {
+            **common,
+            "seconds": [float(t) for t in clip.times],
+            "sampling": {
+                "frames": len(clip.times),
+                "duration": float(clip.duration),
+                "box": [float(side) for side in clip.box],
             },
-        )
-        prior.validate()
-        results.append(
-            ExtractionArtifacts(
-                prior,
-                frames=_to_frames(pixels[index]),
-                inverted=None if trajectory is None else trajectory.noise[index].cpu(),
-                reconstruction=None if decoded is None else decoded[index],
-            )
-            if keep
-            else prior
-        )
-    return results
+            "head_scores": heads_report,
+            "reconstruction": quality[index],
+            "not_covered": read[index].not_covered(),
+        }
+        for direction in directions:
+            chosen = replace(settings, direction=direction)
+            priors[direction].append(_prior(harvested, index, head_set, read[index], grids[index], chosen, of_clip))
+    return priors, pixels, trajectory, decoded
+
+
+def _prior(
+    harvested: Harvest, index: int, head_set: Tensor | None, read: TeacherText, grid: TokenGrid,
+    settings: ExtractionSettings, of_clip: dict[str, Any],
+) -> MotionPrior:
+    """The prior of one clip in one direction; of_clip: what its provenance says of the clip."""
+    maps_tfhw = text_maps(harvested, index, head_set, read, settings.direction).unflatten(1, grid.shape)
+    words, maps, words_report = choose_words(maps_tfhw, read, grid, settings)
+    maps = maps * _frame_weights(grid, settings)
+    effective = settings.effective()
+    prior = MotionPrior(
+        text=read.text,
+        words=words,
+        maps=maps,
+        grid=grid,
+        weight=word_weights(maps, grid, settings.confidence),
+        provenance={
+            **of_clip,
+            "settings": effective,
+            "seed": effective.get("seed"),  # None where nothing is drawn at random
+            "confidence": confidence_report(maps, grid),
+            "word_scores": words_report,
+        },
+    )
+    prior.validate()
+    return prior
 
 
 def _describe(teacher: Any) -> dict[str, Any]:

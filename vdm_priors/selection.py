@@ -99,9 +99,9 @@ def _digits(values: Tensor, digits: int) -> list[float]:
 
 
 def text_maps(
-    harvested: Harvest, clip: int, heads: Tensor | None, read: TeacherText
+    harvested: Harvest, clip: int, heads: Tensor | None, read: TeacherText, direction: str
 ) -> Tensor:
-    """[T, S] on the CPU: the clip's text-vision attention, mean over the selected heads.
+    """[T, S] on the CPU: the clip's text-vision attention in one direction, mean over the selected heads.
 
     For direction "both", the mean of the two corners with the vision rows' scaled to the text
     rows' total mass, for a text row spreads one unit of mass and each vision row another one.
@@ -109,15 +109,13 @@ def text_maps(
     batch, so a sum over all of T would count the end and padding tokens of a shorter text.
     """
 
-    def mean(of_bhts: Tensor | None) -> Tensor | None:
-        if of_bhts is None:
-            return None
+    def mean(of_bhts: Tensor) -> Tensor:
         of_hts = of_bhts[clip]
         return (of_hts if heads is None else of_hts[heads.to(of_hts.device)]).mean(dim=0).cpu()
 
+    if direction != "both":
+        return mean(harvested.t2v if direction == "t2v" else harvested.v2t)
     text_rows, vision_rows = mean(harvested.t2v), mean(harvested.v2t)
-    if text_rows is None or vision_rows is None:
-        return vision_rows if text_rows is None else text_rows
     own = sorted({token for of_word in read.tokens for token in of_word})
     return (text_rows + vision_rows * (text_rows[own].sum() / vision_rows[own].sum())) / 2
 

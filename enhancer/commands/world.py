@@ -106,16 +106,22 @@ def fidelity(folder: Path, teacher: str, clips: int, out: Path, steps: list[int]
 
 
 def _print_fidelity(document: dict, console: Console) -> None:
+    from enhancer.world.fidelity import KINDS, figures, shared_clips
     from vdm_priors.harvest import DIRECTIONS
 
-    table = rich.table.Table(title=f"{document['clips']} clips: AUC of nouns / motion words against their masks, chance 50",
+    clips = shared_clips(document)
+    table = rich.table.Table(title=f"{len(clips)} clips: AUC of nouns / motion words against their masks, chance 50",
                              title_justify="left")
-    for column in ("harvested", "PSNR dB", *DIRECTIONS, "s a clip"):
+    for column in ("harvested", "PSNR dB", *DIRECTIONS, "CPU s a clip"):
         table.add_column(column, justify="left" if column == "harvested" else "right")
     for name, cell in document["cells"].items():
-        found = (" / ".join("–" if cell[d][kind]["auc"] is None else f"{100 * cell[d][kind]['auc']:.1f}"
-                            for kind in ("nouns", "motion")) for d in DIRECTIONS)
-        table.add_row(name, "" if cell["psnr_db"] is None else f"{cell['psnr_db']:.1f}", *found, f"{cell['seconds']:.2f}")
+        if not cell["clips"]:
+            continue
+        found = figures(cell, clips)
+        aucs = (" / ".join("–" if found[d][kind]["auc"] is None else f"{100 * found[d][kind]['auc']:.1f}" for kind in KINDS)
+                for d in DIRECTIONS)
+        psnr = "" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"
+        table.add_row(name, psnr, *aucs, f"{found['cpu_seconds']:.2f}")
     console.print(table)
 
 

@@ -1,9 +1,10 @@
 """What each way of harvesting costs and gives: a table over the world's clips, for choosing an extraction.
 
 For steps × memory × guidance × where it is harvested (denoise, inversion, noise): PSNR of the reconstruction, AUC of the
-priors' nouns and motion words against the ground truth for each direction of the map, and seconds a clip.
+priors' nouns and motion words against the ground truth for each direction of the map, and CPU seconds a clip.
 
-A cell is one such setting. Its figures are stored as soon as it is measured, and a second call goes on with the rest.
+A cell is one such way. A few clips at a time go through all cells, and what is measured is stored at once: a second call
+goes on with the rest, also with more clips. Cells are compared on the clips that all of them have.
 Guidance and memory exist while denoising only, so the other two have one cell a number of steps.
 """
 
@@ -22,16 +23,18 @@ import torch
 
 from enhancer.runfolder import write_json, write_text
 from enhancer.video.clip import Sampling, read_clip
-from enhancer.world.measure import localisation
+from enhancer.world.measure import word_aucs
 from enhancer.world.truth import WorldTruth
 from vdm_priors.errors import UserError
-from vdm_priors.extract import ExtractionSettings, extract_priors
+from vdm_priors.extract import ExtractionSettings, extract_directions
 from vdm_priors.harvest import DIRECTIONS
 
 STEPS, GUIDANCES = (2, 5, 10, 25), (1.0, 3.0, 6.0)
 ABOUT_THINGS = ("MR", "LM", "AO", "RC")  # question types that name a thing
-BATCH = 16  # clips
-FORMAT = "fidelity-1"
+KINDS = ("nouns", "motion")  # of words
+BATCH = 8  # clips
+DRAWS = 2000  # of clips, for an interval
+FORMAT = "fidelity-2"
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,11 @@ def measure_cells(
     teacher: Any, world: Path, truth: WorldTruth, wanted: list[Cell], out: Path, clips: int = 48,
     settings: ExtractionSettings | None = None, progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
-    """Measures the cells that `out` lacks on the first `clips` test clips about things; returns and writes all.
+    """Measures what `out` lacks of the cells on the first `clips` test clips about things; returns and writes all.
 
     settings: what the cells leave open (heads, masks, seed); words are all kept unless they say otherwise. Writes
-    `out` after every cell, and the table beside it as Markdown. Raises UserError where `out` holds another measurement.
+    `out` after every batch of a cell, and the table beside it as Markdown. Raises UserError where `out` holds another
+    measurement.
     """
     base = settings or ExtractionSettings(token_selection=False)
     rows = [row for row in json.loads((world / "test.json").read_text(encoding="utf-8"))
@@ -82,17 +86,21 @@ def measure_cells(
         raise UserError(f"{world / 'test.json'} has no question about a thing ({', '.join(ABOUT_THINGS)}): make a world "
                         f"with such questions.")
     document = _document(out, {"format": FORMAT, "teacher": teacher.fingerprint(), "world": world.resolve().name,
-                               "clips": len(rows), "settings": asdict(base)})
-    read = [read_clip(world / row["video"], Sampling(frames=teacher.trained_frames)) for row in rows]
-    for done, cell in enumerate(wanted):
+                               "settings": asdict(base)})
+    for cell in wanted:
+        document["cells"].setdefault(cell.name, {**asdict(cell), "clips": {}})
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    for number, (batch, cell) in enumerate(product(batches, wanted)):
         if progress:
-            progress(done, len(wanted), cell.name)
-        if cell.name not in document["cells"]:
-            document["cells"][cell.name] = {**asdict(cell), **_measured(teacher, rows, read, truth, cell.settings(base))}
+            progress(number, len(batches) * len(wanted), cell.name)
+        measured = document["cells"][cell.name]["clips"]
+        missing = [row for row in batch if row["id"] not in measured]
+        if missing:
+            measured.update(_measured(teacher, missing, world, truth, cell.settings(base)))
             write_json(out, document)
             write_text(out.with_suffix(".md"), markdown(document))
     if progress:
-        progress(len(wanted), len(wanted), "")
+        progress(len(batches) * len(wanted), len(batches) * len(wanted), "")
     return document
 
 
@@ -110,41 +118,90 @@ def _document(out: Path, measured: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _measured(teacher: Any, rows: list[dict], read: list[Any], truth: WorldTruth, settings: ExtractionSettings) -> dict:
-    """psnr_db, seconds a clip (t2v), and AUC and number of words by direction: {"t2v": {"nouns", "motion"}, ...}."""
-    figures: dict[str, Any] = {}
+def _measured(teacher: Any, rows: list[dict], world: Path, truth: WorldTruth, settings: ExtractionSettings) -> dict:
+    """By clip: psnr_db, cpu_seconds, and the AUC of every word by direction: {"t2v": {"nouns": [...], "motion": [...]}}.
+
+    One harvest serves all directions. CPU seconds of all threads end with the last step: choosing heads and words and
+    decoding the reconstruction cost every cell the same. Other work on the machine hardly changes them.
+    """
+    clips = [read_clip(world / row["video"], Sampling(frames=teacher.trained_frames)) for row in rows]
     texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in rows]
-    for direction in DIRECTIONS:
-        begun, priors = time.perf_counter(), []
-        chosen = replace(settings, direction=direction, reconstruction=settings.reconstruction and direction == "t2v")
-        for start in range(0, len(rows), BATCH):
-            part = slice(start, start + BATCH)
-            priors += extract_priors(teacher, read[part], texts[part], chosen)
-        if direction == "t2v":
-            figures["seconds"] = round((time.perf_counter() - begun) / len(rows), 3)
-            found = [prior.provenance["reconstruction"]["psnr_db"] for prior in priors]
-            figures["psnr_db"] = round(float(np.mean(found)), 2) if chosen.reconstruction else None
-        figures[direction] = localisation(priors, [row["video"] for row in rows], truth)
-    return figures
+    ends = [begun := time.process_time()]
+    priors = extract_directions(teacher, clips, texts, settings, on_step=lambda *_: ends.append(time.process_time()))
+    seconds = (ends[-1] - begun) / len(rows)
+    found = {}
+    for number, row in enumerate(rows):
+        of_clip = {direction: priors[direction][number] for direction in DIRECTIONS}
+        psnr = of_clip["t2v"].provenance["reconstruction"]["psnr_db"]
+        found[row["id"]] = {
+            "psnr_db": None if psnr is None else round(psnr, 3), "cpu_seconds": round(seconds, 4),
+            **{direction: {kind: [None if np.isnan(auc) else round(auc, 5) for auc in aucs]
+                           for kind, aucs in word_aucs(prior, row["video"], truth).items()}
+               for direction, prior in of_clip.items()}}
+    return found
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+def shared_clips(document: dict[str, Any]) -> list[str]:
+    """The clips that every cell has that was begun."""
+    begun = [cell["clips"] for cell in document["cells"].values() if cell["clips"]]
+    return [clip for clip in begun[0] if all(clip in of_cell for of_cell in begun)] if begun else []
+
+
+def figures(cell: dict[str, Any], clips: list[str]) -> dict[str, Any]:
+    """Means of a cell over these clips: psnr_db (None where nothing is denoised), cpu_seconds, and, by direction and kind
+    of word, auc with its 95% interval: {"t2v": {"nouns": {"auc", "low", "high", "n"}, ...}, ...}; None without words.
+    """
+    measured = [cell["clips"][clip] for clip in clips]
+    psnr = [of_clip["psnr_db"] for of_clip in measured]
+    return {
+        "psnr_db": None if None in psnr else float(np.mean(psnr)),
+        "cpu_seconds": float(np.mean([of_clip["cpu_seconds"] for of_clip in measured])),
+        **{direction: {kind: _mean_auc([of_clip[direction][kind] for of_clip in measured]) for kind in KINDS}
+           for direction in DIRECTIONS}}
+
+
+def _mean_auc(of_clips: list[list[float | None]]) -> dict[str, Any]:
+    """Mean over words; the interval is a percentile bootstrap over clips, whose words are not independent."""
+    known = [[auc for auc in aucs if auc is not None] for aucs in of_clips]
+    sums, counts = np.array([sum(aucs) for aucs in known]), np.array([len(aucs) for aucs in known])
+    if not counts.sum():
+        return {"auc": None, "low": None, "high": None, "n": 0}
+    drawn = np.random.default_rng(0).integers(len(known), size=(DRAWS, len(known)))
+    means = sums[drawn].sum(axis=1) / np.maximum(counts[drawn].sum(axis=1), 1)
+    low, high = np.percentile(means[counts[drawn].sum(axis=1) > 0], [2.5, 97.5])
+    return {"auc": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high), "n": int(counts.sum())}
 
 
 def markdown(document: dict[str, Any]) -> str:
     """The table: AUC ×100 of nouns / motion words, chance 50."""
+    clips = shared_clips(document)
     lines = [
-        "| harvested at | steps | memory | guidance | PSNR dB | " + " | ".join(DIRECTIONS) + " | s a clip |",
+        "| harvested at | steps | memory | guidance | PSNR dB | " + " | ".join(DIRECTIONS) + " | CPU s a clip |",
         "|---|--:|---|--:|--:|" + "--:|" * len(DIRECTIONS) + "--:|",
     ]
+    half_widths: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    words = dict.fromkeys(KINDS, 0)
     for cell in document["cells"].values():
+        if not cell["clips"]:
+            continue
+        found = figures(cell, clips)
         memory = {None: "", True: "on", False: "off"}[cell["memory"]]
         guidance = "" if cell["guidance"] is None else f"{cell['guidance']:g}"
-        psnr = "" if cell["psnr_db"] is None else f"{cell['psnr_db']:.1f}"
-        found = (" / ".join(_percent(cell[direction][kind]["auc"]) for kind in ("nouns", "motion"))
-                 for direction in DIRECTIONS)
+        psnr = "" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"
+        aucs = (" / ".join(_percent(found[direction][kind]["auc"]) for kind in KINDS) for direction in DIRECTIONS)
         lines.append(f"| {cell['harvest_at']} | {cell['steps']} | {memory} | {guidance} | {psnr} | "
-                     + " | ".join(found) + f" | {cell['seconds']:.2f} |")
+                     + " | ".join(aucs) + f" | {found['cpu_seconds']:.2f} |")
+        for direction, kind in product(DIRECTIONS, KINDS):
+            of = found[direction][kind]
+            words[kind] = of["n"]
+            half_widths[kind] += [] if of["auc"] is None else [(of["high"] - of["low"]) / 2]
     threads = "one thread" if document["threads"] == 1 else f"{document['threads']} threads"
-    lines += ["", f"{document['clips']} test clips, {threads}. AUC × 100 of nouns / motion words, chance 50; seconds are those "
-                  f"of t2v, decoding of the reconstruction included."]
+    widths = " and ".join(f"±{100 * np.median(half_widths[kind]):.0f} ({words[kind]} {name})"
+                          for kind, name in zip(KINDS, ("nouns", "motion words"), strict=True) if half_widths[kind])
+    lines += ["", f"{len(clips)} test clips, {threads}. AUC × 100 of nouns / motion words, chance 50; 95% intervals, over "
+                  f"clips, are about {widths}. Seconds are to the last step, all directions harvested."]
     return "\n".join(lines) + "\n"
 
 

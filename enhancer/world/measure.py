@@ -50,16 +50,22 @@ def covered(evidence: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
     return density >= COVERED * density.max().clamp_min(1e-12)
 
 
+def word_aucs(prior: MotionPrior, video: str, truth: WorldTruth) -> dict[str, list[float]]:
+    """AUC of each of the prior's words that has evidence: {"nouns" | "motion": [a word's, ...]}; NaN without both classes."""
+    found: dict[str, list[float]] = {"nouns": [], "motion": []}
+    evidence = truth.evidence(video, prior.text, prior.words, prior.grid)
+    for word, scores, true in zip(prior.words, prior.maps, evidence, strict=True):
+        mention = _mention(truth, video, prior.text, word)
+        if mention is not None and mention.thing >= 0:
+            found["motion" if mention.moving else "nouns"].append(
+                auc(scores / prior.grid.volumes.to(scores), covered(true, prior.grid)))
+    return found
+
+
 def localisation(priors: Sequence[MotionPrior], videos: Sequence[str], truth: WorldTruth) -> dict[str, dict]:
     """Mean AUC of the priors' words that have evidence: {"nouns" | "motion": {"auc", "n"}}."""
-    found: dict[str, list[float]] = {"nouns": [], "motion": []}
-    for prior, video in zip(priors, videos, strict=True):
-        evidence = truth.evidence(video, prior.text, prior.words, prior.grid)
-        for word, scores, true in zip(prior.words, prior.maps, evidence, strict=True):
-            mention = _mention(truth, video, prior.text, word)
-            if mention is not None and mention.thing >= 0:
-                found["motion" if mention.moving else "nouns"].append(
-                    auc(scores / prior.grid.volumes.to(scores), covered(true, prior.grid)))
+    of_clips = [word_aucs(prior, video, truth) for prior, video in zip(priors, videos, strict=True)]
+    found = {kind: [value for of_clip in of_clips for value in of_clip[kind]] for kind in ("nouns", "motion")}
     return {kind: {"auc": float(np.nanmean(v)) if v else None, "n": len(v)} for kind, v in found.items()}
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from enhancer.cli import app
 from enhancer.video.clip import Sampling, read_clip
 from enhancer.world import WorldSettings, make_world
-from enhancer.world.fidelity import Cell, cells, markdown, measure_cells
+from enhancer.world.fidelity import Cell, cells, figures, markdown, measure_cells, shared_clips
 from enhancer.world.measure import localisation
 from enhancer.world.truth import load_truth
 from tests.enhancer.tiny_run import teacher_folder
@@ -47,27 +47,49 @@ def test_two_cells_hold_what_the_extraction_gives(world, tmp_path):
     clips = [read_clip(world / row["video"], Sampling(frames=teacher.trained_frames)) for row in rows]
     texts = [row["conversations"][0]["value"].removeprefix("<video>\n") for row in rows]
     settings = ExtractionSettings(steps=2, harvest_at="denoise", memory=True, guidance=3.0, token_selection=False)
-    cell = document["cells"][DENOISE.name]
+    assert shared_clips(document) == [row["id"] for row in rows]
+    cell = figures(document["cells"][DENOISE.name], shared_clips(document))
     for direction in ("t2v", "v2t", "both"):
         priors = extract_priors(teacher, clips, texts, replace(settings, direction=direction))
-        assert cell[direction] == localisation(priors, [row["video"] for row in rows], truth)
+        for kind, found in localisation(priors, [row["video"] for row in rows], truth).items():
+            assert cell[direction][kind]["n"] == found["n"]
+            assert cell[direction][kind]["auc"] == pytest.approx(found["auc"], abs=1e-5)
     psnr = sum(prior.provenance["reconstruction"]["psnr_db"] for prior in priors) / 2
-    assert cell["psnr_db"] == pytest.approx(psnr, abs=0.006) and cell["seconds"] > 0
-    assert document["cells"][NOISE.name]["psnr_db"] is None
+    assert cell["psnr_db"] == pytest.approx(psnr, abs=0.006) and cell["cpu_seconds"] > 0
+    assert figures(document["cells"][NOISE.name], shared_clips(document))["psnr_db"] is None
     table = out.with_suffix(".md").read_text()
     assert table == markdown(document) and "| denoise | 2 | on | 3 |" in table and "| noise | 2 |  |  |  |" in table
 
 
+def test_the_interval_is_of_clips_and_a_mean_of_words():
+    """Clips whose words agree: as many draws of clips as of anything else, and a wider interval than of their words."""
+    values = [0.2, 0.4, 0.6, 0.8]
+    cell = {"clips": {str(n): {"psnr_db": 10.0 + n, "cpu_seconds": 1.0, **{
+        direction: {"nouns": [value] * 5, "motion": [None]} for direction in ("t2v", "v2t", "both")}}
+        for n, value in enumerate(values)}}
+    found = figures(cell, ["0", "1", "2", "3"])
+    nouns = found["t2v"]["nouns"]
+    assert found["psnr_db"] == 11.5 and nouns["auc"] == pytest.approx(0.5) and nouns["n"] == 20
+    spread = 1.96 * (0.05 / 4) ** 0.5  # variance of the four values, by their number
+    assert nouns["low"] == pytest.approx(0.5 - spread, abs=0.04) and nouns["high"] == pytest.approx(0.5 + spread, abs=0.04)
+    assert found["t2v"]["motion"] == {"auc": None, "low": None, "high": None, "n": 0}
+
+
 def test_it_goes_on_with_the_rest_and_refuses_figures_of_something_else(world, tmp_path, monkeypatch):
     teacher, truth, out, made = tiny_teacher(), load_truth(world), tmp_path / "f.json", []
-    monkeypatch.setattr("enhancer.world.fidelity._measured", lambda *rest: made.append(rest[-1]) or {
-        "psnr_db": None, "seconds": 1.0, **{d: {"nouns": {"auc": 0.5, "n": 1}, "motion": {"auc": None, "n": 0}}
-                                            for d in ("t2v", "v2t", "both")}})
+
+    def measured(teacher, rows, world, truth, settings):
+        made.append((settings.harvest_at, len(rows)))
+        figures = {"nouns": [0.5], "motion": []}
+        return {row["id"]: {"psnr_db": None, "cpu_seconds": 1.0, **{d: figures for d in ("t2v", "v2t", "both")}}
+                for row in rows}
+
+    monkeypatch.setattr("enhancer.world.fidelity._measured", measured)
     measure_cells(teacher, world, truth, [NOISE], out, clips=2)
     document = measure_cells(teacher, world, truth, [NOISE, DENOISE], out, clips=2)
-    assert [settings.harvest_at for settings in made] == ["noise", "denoise"] and len(document["cells"]) == 2
-    with pytest.raises(UserError, match="differ in clips: give another file"):
-        measure_cells(teacher, world, truth, [NOISE], out, clips=3)
+    assert made == [("noise", 2), ("denoise", 2)] and len(document["cells"]) == 2
+    document = measure_cells(teacher, world, truth, [NOISE], out, clips=3)  # more clips: what is there stays
+    assert made[2:] == [("noise", 1)] and len(shared_clips(document)) == 2
     with pytest.raises(UserError, match="differ in settings"):
         measure_cells(teacher, world, truth, [NOISE], out, clips=2, settings=ExtractionSettings(seed=1, harvest_at="noise"))
     out.write_text("[]")
