@@ -5,253 +5,168 @@
         output = student.model(**inputs, motion_capture=request)
     attention = request.mean()  # [B, R, C]
 
-The model's output comes from its own sdpa attention, unchanged bit for bit. Beside it, the
-wanted rows of softmax(Q Kᵀ · scale) are computed over all keys the row may attend to, and
-only the wanted columns are kept: no S×S matrix exists.
+The model's output comes from its own attention (sdpa, or flash attention), unchanged bit for
+bit. Beside it, the wanted rows of softmax(Q Kᵀ · scale) are computed over all keys the row may
+attend to, and only the wanted columns are kept: no S×S matrix exists.
 
-Legend: B batch, Hq query heads, Hkv key heads, G = Hq/Hkv, D head size, S sequence,
-R wanted rows (queries), C wanted columns (keys), L captured layers.
+Legend: B batch, Hq query heads, Hkv key heads, D head size, S sequence, R wanted rows, C wanted columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface
 
-# transformers treats names that contain "sdpa" or "flash" specially
+from vlm_hooks.attention_rows import MeanRows, allowed_keys, row_probabilities
+from vlm_hooks.capture_request import CaptureError, CaptureRequest
+
 ATTENTION_NAME = "motion_capture"
 TEXT_CONFIG = "text_config"
+TOKEN_TYPES = "mm_token_type_ids"
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")  # how callers hand several samples in one row to flash attention
 
 
-class CaptureError(RuntimeError):
-    """Attention rows were asked for where they cannot be had; the message says why."""
-
-
-@dataclass
-class CaptureRequest:
-    """Which attention to keep during one forward, and, afterwards, what was kept.
-
-    rows [B, R], columns [B, C]: positions in the (padded) sequence, any value where row_mask
-    [B, R] or column_mask [B, C] is False; layers: decoder layers to average (None: all);
-    keep_layers: also keep every layer's heads in `layer_rows`. One request serves one forward.
-    """
-
-    rows: Tensor
-    row_mask: Tensor
-    columns: Tensor
-    column_mask: Tensor
-    layers: Sequence[int] | None = None
-    keep_layers: bool = False
-    layer_rows: dict[int, Tensor] = field(default_factory=dict, init=False)  # [B, Hq, R, C]
-    _means: dict[int, Tensor] = field(default_factory=dict, init=False)  # [B, R, C]
-    _grad: bool | None = field(default=None, init=False)
-    _empty_because: str = field(
-        default="the model was not called inside `with capture(model)` with "
-        "motion_capture=request",
-        init=False,
-    )
-
-    def __post_init__(self) -> None:
-        for name, mask_name in (("rows", "row_mask"), ("columns", "column_mask")):
-            positions, mask = getattr(self, name), getattr(self, mask_name)
-            if positions.ndim != 2 or positions.shape != mask.shape or mask.dtype != torch.bool:
-                raise ValueError(
-                    f"CaptureRequest: {name} must be [B, n] positions with a bool {mask_name} of "
-                    f"the same shape, got {list(positions.shape)} and {mask.dtype} "
-                    f"{list(mask.shape)}."
-                )
-        if len(self.rows) != len(self.columns):
-            raise ValueError(
-                f"CaptureRequest: rows are of {len(self.rows)} samples, columns of "
-                f"{len(self.columns)}."
-            )
-        # masked positions must be safe to gather
-        self.rows = self.rows.masked_fill(~self.row_mask, 0)
-        self.columns = self.columns.masked_fill(~self.column_mask, 0)
-
-    @classmethod
-    def from_positions(
-        cls,
-        rows: Sequence[Sequence[int] | Tensor],
-        columns: Sequence[Sequence[int] | Tensor],
-        layers: Sequence[int] | None = None,
-        keep_layers: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> CaptureRequest:
-        """A request from one list of row and of column positions a sample, of any lengths."""
-        padded = (*_pad(rows, device), *_pad(columns, device))
-        return cls(*padded, layers=layers, keep_layers=keep_layers)
-
-    @property
-    def captured_layers(self) -> list[int]:
-        """Indices of the layers whose rows were captured."""
-        return sorted(self._means)
-
-    def layer(self, index: int) -> Tensor:
-        """Rows [B, R, C] of one layer, averaged over its heads."""
-        if index not in self._means:
-            raise CaptureError(
-                f"Layer {index} was not captured; captured layers: {self.captured_layers}."
-            )
-        return self._means[index]
-
-    def mean(self) -> Tensor:
-        """Rows [B, R, C] float32, averaged over layers and heads; masked entries are 0.
-
-        Raises CaptureError if no layer was captured. (METHOD.md step 4, A_VLM.)
-        """
-        if not self._means:
-            raise CaptureError(f"No attention layer was captured: {self._empty_because}.")
-        return torch.stack([self._means[i] for i in self.captured_layers]).mean(dim=0)
-
-    def _start(self, num_layers: int, batch: int | None, length: int | None) -> None:
-        """Check the request against the forward that begins."""
-        if self._grad is not None:
-            raise CaptureError(
-                "This CaptureRequest has already served a forward; make a new one for each."
-            )
-        strange = sorted(set(self.layers or ()) - set(range(num_layers)))
-        if strange or (self.layers is not None and not self.layers):
-            raise CaptureError(
-                f"CaptureRequest.layers names {strange or 'no layer'}, but the model's decoder "
-                f"layers are 0 to {num_layers - 1}."
-            )
-        if batch is not None and batch != len(self.rows):
-            raise CaptureError(
-                f"CaptureRequest is for {len(self.rows)} samples, but the model got {batch}."
-            )
-        for name in ("rows", "columns"):
-            positions = getattr(self, name)
-            if length is not None and positions.numel() and not (
-                0 <= int(positions.min()) and int(positions.max()) < length
-            ):
-                raise CaptureError(
-                    f"CaptureRequest.{name} holds position {int(positions.max())} (smallest "
-                    f"{int(positions.min())}), but the sequence has {length} tokens."
-                )
-        self._grad = torch.is_grad_enabled()
-        self._empty_because = "no captured attention module ran in the forward"
-
-    def _store(self, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None) -> None:
-        """Compute and keep one layer's rows, once."""
-        index = module.layer_idx
-        if self.layers is not None and index not in self.layers:
-            return
-        if index in self._means:
-            return  # gradient checkpointing runs the layer again in the backward pass
-        if self._grad is None:
-            raise CaptureError(
-                "A motion_capture request reached the attention without passing the model that "
-                "`capture` holds: call that model itself."
-            )
-        if query.shape[2] == 1:
-            self._empty_because = "the forward had a single query (generation with a cache)"
-            return
-        if self._grad and not torch.is_grad_enabled():
-            raise CaptureError(
-                "Reentrant gradient checkpointing would silently give the alignment loss a zero "
-                "gradient: enable checkpointing with use_reentrant=False."
-            )
-        if key.shape[2] != query.shape[2]:
-            raise CaptureError(
-                f"Capture needs the whole sequence in one forward, but {query.shape[2]} queries "
-                f"met {key.shape[2]} keys: call the model without past_key_values."
-            )
-        # Hidden from non-reentrant checkpointing, which would count what is saved here and
-        # miss it in a recomputation after `capture` has ended; costs Hq·R·S + Hkv·S·D floats.
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-            heads_bhrc = attention_rows(self, module, query, key, mask)
-            self._means[index] = heads_bhrc.mean(dim=1)
-        if self.keep_layers:
-            self.layer_rows[index] = heads_bhrc
-
-
-def attention_rows(
-    request: CaptureRequest, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None
+def attention_heads(
+    request: CaptureRequest, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, window: int | None = None
 ) -> Tensor:
-    """Probabilities [B, Hq, R, C] float32 of the wanted rows and columns of one layer.
+    """Probabilities [B, Hq, R, C] float32 of the wanted rows and columns of one layer, head by head.
 
-    query [B, Hq, S, D] and key [B, Hkv, S, D] after RoPE; mask: None (purely causal), bool
-    (True: attend) or float (added to the scores), [B or 1, 1 or Hq, S, S].
+    query [B, Hq, S, D] and key [B, Hkv, S, D] after RoPE; mask and window: of `allowed_keys`.
     """
-    batch, query_heads, length, size = query.shape
-    key_heads, wanted = key.shape[1], request.rows.shape[1]
-    rows = request.rows.to(query.device)
-    row_index = rows[:, None, :, None]
-    query_bhrd = query.gather(2, row_index.expand(-1, query_heads, -1, size)).float()
-    # grouped queries share their key head: the keys are never repeated
-    grouped = query_bhrd.reshape(batch, key_heads, -1, size)
-    scores = grouped @ key.float().transpose(2, 3) * module.scaling
-    scores = scores.reshape(batch, query_heads, wanted, length)
-
-    allowed = torch.ones(batch, 1, wanted, length, dtype=torch.bool, device=query.device)
-    if module.is_causal:
-        allowed = rows[:, None, :, None] >= torch.arange(length, device=query.device)
-    if mask is not None:
-        mask = mask.expand(batch, -1, -1, -1)
-        mask_rows = mask.gather(2, row_index.expand(-1, mask.shape[1], -1, length))
-        if mask_rows.dtype == torch.bool:
-            allowed = allowed & mask_rows
-        else:
-            scores = scores + mask_rows.float()
-            # the smallest number of half types stands for "never" as well as -inf does
-            allowed = allowed & (mask_rows > torch.finfo(mask_rows.dtype).min)
-    scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    probabilities = scores.softmax(dim=-1)
-
-    columns = request.columns.to(query.device)[:, None, None, :]
-    captured = probabilities.gather(3, columns.expand(-1, query_heads, wanted, -1))
-    # a row that may attend to nothing (padding) has no distribution
-    kept = request.row_mask.to(query.device)[:, None, :, None] & allowed.any(-1, keepdim=True)
-    kept = kept & request.column_mask.to(query.device)[:, None, None, :]
-    return torch.where(kept, captured, 0.0)
+    allowed, added = allowed_keys(request.rows, query.shape[2], module.is_causal, mask, window)
+    with torch.autocast(query.device.type, enabled=False):
+        p_bhrs = row_probabilities(_query_rows(request, query), key, allowed, added, module.scaling)
+    columns = request.columns[:, None, None, :].expand(-1, *p_bhrs.shape[1:3], -1)
+    return torch.where(_kept(request)[:, None], p_bhrs.gather(3, columns), 0.0)
 
 
-def _capturing_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    motion_capture: CaptureRequest | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' sdpa attention, with the rows of a request kept on the side."""
-    if motion_capture is not None:
-        motion_capture._store(module, query, key, attention_mask)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+def _query_rows(request: CaptureRequest, query: Tensor) -> Tensor:
+    """The wanted queries [B, Hq, R, D]."""
+    index = request.rows[:, None, :, None]
+    return query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
 
 
-AttentionInterface.register(ATTENTION_NAME, _capturing_attention)
-# without a mask of the same name, transformers drops the mask and padding is attended
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+def _kept(request: CaptureRequest) -> Tensor:
+    """Which entries [B, R, C] are of a wanted row and a wanted column."""
+    return request.row_mask[:, :, None] & request.column_mask[:, None, :]
+
+
+def _store(
+    request: CaptureRequest, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, extras: dict[str, Any]
+) -> None:
+    """Compute and keep one layer's rows, once."""
+    if not request.wants(module, query.shape[2], key.shape[2]):
+        return
+    if request.rows.device != query.device:
+        request.to(query.device)
+    _refuse_what_rows_cannot_follow(mask, extras)
+    # masks of all four dimensions have the window in them already
+    window = extras.get("sliding_window") if mask is None or mask.ndim == 2 else None
+    # Hidden from non-reentrant checkpointing, which would count what is saved here and miss it
+    # in a recomputation after `capture` has ended.
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        allowed, added = allowed_keys(request.rows, query.shape[2], module.is_causal, mask, window)
+        mean_brc = MeanRows.apply(
+            _query_rows(request, query), key, allowed, added, module.scaling, request.columns, _kept(request)
+        )
+    request.keep(module, mean_brc)
+    if request.keep_layers:
+        with torch.no_grad():
+            request.layer_rows[module.layer_idx] = attention_heads(request, module, query, key, mask, window)
+
+
+def _refuse_what_rows_cannot_follow(mask: Tensor | None, extras: dict[str, Any]) -> None:
+    """CaptureError where the model's attention is another one than softmax(Q Kᵀ · scale) over the mask's keys."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise CaptureError(f"Capture cannot read an attention mask of the type {type(mask).__name__}: load the model with "
+                           'attn_implementation="sdpa".')
+    for name in ("softcap", "s_aux"):
+        if extras.get(name) is not None:
+            raise CaptureError(f"This model's attention has {name}, which captured rows do not follow.")
+    if mask is not None and mask.ndim == 4:
+        return  # packed samples, if any, are apart in it
+    positions = extras.get("position_ids")
+    restarts = isinstance(positions, Tensor) and positions.ndim == 2 and len(positions) == 1 and mask is None \
+        and bool((positions.diff(dim=-1) < 0).any())
+    if restarts or any(extras.get(name) is not None for name in PACKING):
+        raise CaptureError(
+            "Several samples are packed in one row (position_ids that start again, or cu_seq_lens), and no mask keeps them "
+            "apart: a row would see the other samples. Pad the batch instead of packing it."
+        )
+
+
+def _capturing(base: Callable) -> Callable:
+    """An attention function as transformers registers them: `base`, with the rows of a request kept on the side."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        motion_capture: CaptureRequest | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        if motion_capture is not None:
+            _store(motion_capture, module, query, key, attention_mask, kwargs)
+        return base(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
+def _register(base: str) -> str:
+    """The name under which transformers finds `base` with capture."""
+    # transformers treats names that contain "sdpa" or "flash" specially
+    name = ATTENTION_NAME if base == "sdpa" else f"{ATTENTION_NAME}_{base.replace('flash', 'fl').replace('sdpa', 'sdp')}"
+    functions, masks = AttentionInterface(), AttentionMaskInterface()
+    if base not in functions or base not in masks:
+        raise CaptureError(
+            f"Capture computes beside an attention that transformers has registered with its mask, but the decoder uses {base!r}"
+            ': load the model with attn_implementation="sdpa" or "flash_attention_2".'
+        )
+    AttentionInterface.register(name, _capturing(functions[base]))
+    # without a mask of the same name, transformers drops the mask and padding is attended
+    AttentionMaskInterface.register(name, masks[base])
+    return name
+
+
+def check_token_types(model: nn.Module, inputs: dict[str, Any]) -> None:
+    """CaptureError for visual inputs without the token types from which a model derives its M-RoPE positions.
+
+    Such a model would silently number all tokens in one dimension, and learn other positions than it was trained with.
+    """
+    visual = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+    if not visual or inputs.get(TOKEN_TYPES) is not None or inputs.get("position_ids") is not None:
+        return
+    if TOKEN_TYPES in inspect.signature(unwrapped(model).forward).parameters:
+        raise CaptureError(
+            f"The batch has pixels but no {TOKEN_TYPES}, so that {type(unwrapped(model)).__name__} would number its positions in one "
+            "dimension: a collator dropped them; ask the processor for return_mm_token_type_ids=True and pass all it returns."
+        )
 
 
 @contextmanager
 def capture(model: nn.Module) -> Iterator[None]:
     """Let `model(**batch, motion_capture=CaptureRequest(…))` keep attention rows.
 
-    `model` may be wrapped (DDP, PEFT). Only the text decoder's attention is switched, and it
-    is as before on exit, also after an error. Raises CaptureError if the decoder does not use
-    sdpa attention or is already being captured.
+    `model` may be wrapped (DDP, FSDP2, PEFT). Only the text decoder's attention is switched, and
+    it is as before on exit, also after an error. Raises CaptureError if the decoder's attention
+    cannot be computed beside, is already being captured, or is compiled.
     """
-    pretrained = _unwrap(model)
+    pretrained = unwrapped(model)
+    _refuse_compiled(model, pretrained)
     text_config = pretrained.config.get_text_config()
     before = text_config._attn_implementation
-    if before != "sdpa":
-        raise CaptureError(
-            f"Capture computes beside sdpa attention, but the decoder uses {before!r}"
-            ": leave the capture that is open first, or load the model with "
-            'attn_implementation="sdpa".'
-        )
+    if before.startswith(ATTENTION_NAME):
+        raise CaptureError("This model is being captured already: leave the capture that is open first.")
+    name = _register(before)
 
     def check(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         request = kwargs.get("motion_capture")
@@ -261,14 +176,15 @@ def capture(model: nn.Module) -> Iterator[None]:
             raise CaptureError(
                 f"motion_capture must be a CaptureRequest, not {type(request).__name__}."
             )
+        check_token_types(pretrained, kwargs)
         given = [args[0] if args else None, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
         shape = next((t.shape for t in given if isinstance(t, Tensor)), (None, None))
-        request._start(text_config.num_hidden_layers, shape[0], shape[1])
+        request.start(text_config.num_hidden_layers, shape[0], shape[1])
 
     handle = pretrained.register_forward_pre_hook(check, with_kwargs=True)
     try:
-        pretrained.set_attn_implementation({TEXT_CONFIG: ATTENTION_NAME})
-        if text_config._attn_implementation != ATTENTION_NAME:
+        pretrained.set_attn_implementation({TEXT_CONFIG: name})
+        if text_config._attn_implementation != name:
             raise CaptureError(
                 f"{type(pretrained).__name__} does not let its text decoder's attention be set."
             )
@@ -278,27 +194,27 @@ def capture(model: nn.Module) -> Iterator[None]:
         pretrained.set_attn_implementation({TEXT_CONFIG: before})
 
 
-def _unwrap(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside wrappers of DDP (`module`) and PEFT (`base_model`)."""
+def _refuse_compiled(model: nn.Module, pretrained: PreTrainedModel) -> None:
+    compiled = [m for m in (model, *pretrained.modules()) if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None)]
+    if compiled:
+        raise CaptureError(
+            f"{type(pretrained).__name__} is compiled (torch.compile): what it was compiled to has no capture in it. Train the "
+            "model without torch.compile, and compile the exported one."
+        )
+
+
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside wrappers: DDP, DeepSpeed (`module`), PEFT (`base_model`), torch.compile (`_orig_mod`)."""
     inner = model
     while not isinstance(inner, PreTrainedModel):
         if hasattr(inner, "get_base_model"):
             inner = inner.get_base_model()
         elif isinstance(getattr(inner, "module", None), nn.Module):
             inner = inner.module
+        elif isinstance(getattr(inner, "_orig_mod", None), nn.Module):
+            inner = inner._orig_mod
         else:
             raise CaptureError(
                 f"{type(model).__name__} is not a transformers model nor a wrapper around one."
             )
     return inner
-
-
-def _pad(
-    lists: Sequence[Sequence[int] | Tensor], device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Positions [B, n] and mask [B, n] of lists of different lengths."""
-    parts = [torch.as_tensor(one, dtype=torch.long) for one in lists]
-    positions = nn.utils.rnn.pad_sequence(parts, batch_first=True)
-    lengths = torch.tensor([len(part) for part in parts])
-    mask = torch.arange(positions.shape[1])[None] < lengths[:, None]
-    return positions.to(device), mask.to(device)

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import functools
 from contextlib import nullcontext
+from dataclasses import is_dataclass
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
 from tests.vlm_hooks.tiny_student import make_clip, save_tiny_student, tiny_student
-from vlm_hooks.capture import CaptureError, CaptureRequest, attention_rows, capture
+from vlm_hooks.attention_rows import allowed_keys
+from vlm_hooks.capture import CaptureError, CaptureRequest, _store, attention_heads, capture, check_token_types
 from vlm_hooks.families import load_student
 
 LAYERS = 3
@@ -133,7 +139,7 @@ def test_every_kind_of_mask(kind):
         dtype = torch.float32 if kind == "float" else torch.float16
         mask = torch.zeros(2, 1, 6, 6, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
     request = CaptureRequest.from_positions([[0, 3, 5]] * 2, [[0, 1, 4]] * 2)
-    got = attention_rows(request, module, query, key, mask)
+    got = attention_heads(request, module, query, key, mask)
     scores = query @ key.repeat_interleave(2, dim=1).transpose(2, 3) * 0.5
     dense = scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
     torch.testing.assert_close(got, dense[:, :, [0, 3, 5]][..., [0, 1, 4]])
@@ -312,3 +318,153 @@ def test_reentrant_checkpointing_is_recognised_by_its_missing_gradient_mode():
     for reentrant in (True, False):
         checkpoint(note, torch.ones(1, requires_grad=True), use_reentrant=reentrant)
     assert modes == [False, True]
+
+
+# -- attention that is not sdpa ---------------------------------------------------------
+
+
+def stand_in_flash(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, **kwargs):
+    """What flash attention computes, from what it is given: a padding mask [B, S] or none, causality from the module."""
+    assert attention_mask is None or attention_mask.ndim == 2
+    length = query.shape[2]
+    allowed = torch.ones(length, length).tril().bool()[None, None]
+    if attention_mask is not None:
+        allowed = allowed & attention_mask[:, None, None, :].bool()
+    key, value = (x.repeat_interleave(module.num_key_value_groups, dim=1) for x in (key, value))
+    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~allowed, torch.finfo(query.dtype).min)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture
+def flash_student():
+    """transformers' own mask for flash attention, and a function with its signature: the package needs a GPU."""
+    AttentionInterface.register("test_fl", stand_in_flash)
+    AttentionMaskInterface.register("test_fl", flash_attention_mask)
+    student = tiny_student()
+    student.model.set_attn_implementation({"text_config": "test_fl"})
+    return student
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_rows_beside_flash_attention(flash_student, student, padding_side):
+    inputs, columns = encode(flash_student, padding_side)
+    ours, rows = request_for(inputs, columns)
+    theirs, _ = request_for(inputs, columns)
+    with torch.no_grad():
+        plain = flash_student.model(**inputs).logits
+        assert torch.equal(plain, run(flash_student, inputs, ours).logits)
+        run(student, inputs, theirs)
+    torch.testing.assert_close(ours.mean(), theirs.mean(), atol=1e-6, rtol=1e-4)
+    assert flash_student.model.config.text_config._attn_implementation == "test_fl"
+
+
+def test_packed_rows_beside_flash_attention_are_refused(flash_student):
+    ids, packed = torch.arange(10)[None], torch.cat([torch.arange(5), torch.arange(5)])[None]
+    for extra in ({"position_ids": torch.stack([packed] * 4)}, {"cu_seq_lens_q": torch.tensor([0, 5, 10])}):
+        request = CaptureRequest.from_positions([[7]], [[0]])
+        with torch.no_grad(), capture(flash_student.model), pytest.raises(CaptureError, match="packed in one row"):
+            flash_student.model(input_ids=ids, use_cache=False, motion_capture=request, **extra)
+
+
+def test_a_sliding_window_is_re_applied():
+    allowed, _ = allowed_keys(torch.tensor([[0, 3, 5]]), 6, True, None, window=2)
+    assert allowed[0, 0].int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
+
+
+@given(seed=st.integers(0, 10**6), key_heads=st.sampled_from([1, 2, 4]), kind=st.sampled_from(["none", "padding", "bool", "float"]))
+@settings(max_examples=12, deadline=None)
+def test_backward_of_the_mean_is_that_of_the_dense_softmax(seed, key_heads, kind):
+    torch.manual_seed(seed)
+    batch, heads, length, size = 2, 4, 7, 3
+    query = torch.randn(batch, heads, length, size).requires_grad_()
+    key = torch.randn(batch, key_heads, length, size).requires_grad_()
+    real = torch.ones(batch, length).bool()
+    real[1, :2] = False
+    dense_mask = torch.ones(length, length).tril().bool() & (real[:, None, None, :] if kind != "none" else True)
+    mask = {"none": None, "padding": real.long(), "bool": dense_mask}.get(kind)
+    if kind == "float":
+        mask = torch.zeros(dense_mask.shape).masked_fill(~dense_mask, torch.finfo(torch.float32).min)
+    request = CaptureRequest.from_positions([[0, 4, 6], [5]], [[1, 2], [2, 4, 5]])
+    module = nn.Module()
+    module.scaling, module.is_causal, module.layer_idx = 0.7, True, 0
+    request.start(1, batch, length)
+    _store(request, module, query, key, mask, {})
+    scores = query @ key.repeat_interleave(heads // key_heads, dim=1).transpose(2, 3) * 0.7
+    dense = scores.masked_fill(~dense_mask, -torch.inf).softmax(-1).nan_to_num(0.0).mean(1)
+    expected = torch.zeros(2, 3, 3)
+    for b, (rows, cols) in enumerate((([0, 4, 6], [1, 2]), ([5], [2, 4, 5]))):
+        for r, row in enumerate(rows):
+            for c, column in enumerate(cols):
+                expected[b, r, c] = dense[b, row, column]
+    torch.testing.assert_close(request.mean(), expected)
+    weights = torch.randn(2, 3, 3)
+    gradients = [torch.autograd.grad((rows * weights).sum(), (query, key)) for rows in (request.mean(), expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_half_precision_scores_are_not_rounded(student):
+    inputs, columns = encode(student)
+    full, _ = request_for(inputs, columns)
+    cast, _ = request_for(inputs, columns)
+    with torch.no_grad():
+        run(student, inputs, full)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            run(student, inputs, cast)
+    assert cast.mean().dtype == torch.float32
+    assert (cast.mean() - full.mean()).abs().max() < 0.03  # of the activations' rounding alone
+    student = tiny_student()
+    student.model.to(torch.bfloat16)
+    half, _ = request_for(inputs, columns)
+    inputs = {name: x.to(torch.bfloat16) if x.is_floating_point() else x for name, x in inputs.items()}
+    run(student, inputs, half).loss.backward(retain_graph=True)
+    half.mean().square().sum().backward()
+    assert half.mean().dtype == torch.float32 and student.model.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
+
+
+def test_what_capture_keeps_for_the_backward_pass_is_small(student):
+    """Neither scores nor probabilities over all keys: rows, their columns, masks; queries and keys are the attention's own."""
+    torch.manual_seed(0)
+    batch, heads, length, size = 1, 4, 512, 8
+    query, key = (torch.randn(batch, h, length, size, requires_grad=True) for h in (heads, 2))
+    request = CaptureRequest.from_positions([[300, 400, 511]], [range(256)])
+    module = nn.Module()
+    module.scaling, module.is_causal, module.layer_idx = 0.7, True, 0
+    request.start(1, 1, length)
+    _store(request, module, query, key, None, {})
+    saved = request.mean().grad_fn  # through stack and mean
+    while not hasattr(saved, "saved_tensors") or type(saved).__name__ != "MeanRowsBackward":
+        saved = saved.next_functions[0][0]
+    own = [t for t in saved.saved_tensors if t is not None and t.data_ptr() != key.data_ptr()]
+    assert sum(t.numel() * t.element_size() for t in own if t.is_floating_point()) <= 3 * heads * size * 4
+    assert sum(t.numel() for t in own if t.dtype == torch.bool) <= 3 * length + 3 * 256
+
+
+# -- what is refused --------------------------------------------------------------------
+
+
+def test_dropped_token_types_are_refused(student):
+    inputs, columns = encode(student)
+    request, _ = request_for(inputs, columns)
+    without = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+    with torch.no_grad(), pytest.raises(CaptureError, match="no mm_token_type_ids.*one dimension"):
+        run(student, without, request)
+    check_token_types(student.model, inputs)
+    check_token_types(student.model, {"input_ids": inputs["input_ids"]})  # nothing visual
+
+
+def test_compiled_models_are_refused():
+    student = tiny_student()
+    with pytest.raises(CaptureError, match="torch.compile"), capture(torch.compile(student.model, backend="eager")):
+        pass
+    student.model.model.language_model.layers[1].compile(backend="eager")
+    with pytest.raises(CaptureError, match="torch.compile"), capture(student.model):
+        pass
+
+
+def test_a_request_is_opaque_to_wrappers_that_rebuild_arguments():
+    """FSDP2 rebuilds dataclasses among a forward's arguments: rows captured in the copy would be lost."""
+    from torch.utils._pytree import tree_leaves
+
+    request = CaptureRequest.from_positions([[0]], [[0]])
+    assert not is_dataclass(request) and tree_leaves({"motion_capture": request}) == [request]
