@@ -156,20 +156,15 @@ def light_student(name: str) -> tuple[Any, int]:
     """A student without its model, for prompts and token counts, and the longest sequence it takes."""
     from transformers import AutoConfig, AutoProcessor
 
-    from vlm_hooks.families import known_families
+    from vlm_hooks.families import find_family
 
+    family = find_family(name)
     try:
         config = AutoConfig.from_pretrained(name)
-        families = known_families()
-        if config.model_type not in families:
-            raise ModelError(f"The student {name} is of the family {config.model_type!r}; known: "
-                             f"{', '.join(families)}.")
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"The student {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    student = families[config.model_type].Student(model=None, processor=processor, folder=name)
+    student = family.Student(model=None, processor=processor, folder=name)
     return student, config.get_text_config().max_position_embeddings
 
 

@@ -1,0 +1,71 @@
+"""Qwen2-VL: one contiguous run of <|video_pad|> tokens a video, frame by frame, then row by row.
+
+The processor cuts frames into patches, two frames deep (an odd last frame is repeated), and the merger joins 2×2 patches
+to one visual token: video_grid_thw (t, h, w) gives t × h/2 × w/2 tokens. The frame is resized, never cropped, so the
+tokens tile the clip's whole box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vdm_priors.errors import ModelError
+from vlm_hooks import student
+from vlm_hooks.student import Video
+
+MODEL_TYPES = ("qwen2_vl",)
+
+
+class Student(student.Student):
+    """A Qwen2-VL model with its processor."""
+
+    VISION = "visual"
+    MERGERS = ("merger",)
+    SIZE_KNOB = ', or the video processor\'s size["longest_edge"]'
+
+    def videos(self, inputs: dict[str, Tensor]) -> list[list[Video]]:
+        """See the base class. The grids come in the order of the batch, and a run may hold several videos."""
+        merge = self.model.config.vision_config.spatial_merge_size
+        grids = inputs["video_grid_thw"].tolist() if "video_grid_thw" in inputs else []
+        shapes = [(frames, height // merge, width // merge) for frames, height, width in grids]
+        videos: list[list[Video]] = []
+        for ids in inputs["input_ids"].cpu():
+            positions = (ids == self.model.config.video_token_id).nonzero()[:, 0]
+            videos.append([])
+            while len(positions) and shapes:
+                frames, rows, columns = shapes.pop(0)
+                count = frames * rows * columns
+                videos[-1].append(Video(positions[:count], (frames, rows, columns)))
+                positions = positions[count:]
+            if len(positions):
+                raise ModelError(
+                    f"{len(positions)} visual tokens belong to no entry of video_grid_thw: a batch needs both whole."
+                )
+        return videos
+
+    def frames_per_token(self) -> int:
+        return self.processor.video_processor.temporal_patch_size
+
+    def num_video_tokens(self, frames: int, height: int, width: int, times: Sequence[float] | None = None) -> int:
+        patches = self.processor.video_processor.get_num_of_video_patches(frames, height, width, {})
+        return patches // self.processor.video_processor.merge_size**2
+
+    def processor_settings(self, clips: Sequence[Any]) -> dict[str, Any]:
+        settings = super().processor_settings(clips)
+        settings["return_mm_token_type_ids"] = True  # without them M-RoPE silently becomes 1-D
+        if getattr(self.processor.video_processor, "cap_pixels_per_frame", False) is None:
+            # pinned: transformers is about to change what leaving it open means
+            settings["cap_pixels_per_frame"] = False
+        return settings
+
+    def same_in_both(self) -> list[tuple[str, Any, Any]]:
+        vision, video = self.model.config.vision_config, self.processor.video_processor
+        return [
+            ("patch_size", vision.patch_size, video.patch_size),
+            ("temporal_patch_size", vision.temporal_patch_size, video.temporal_patch_size),
+            ("spatial_merge_size", vision.spatial_merge_size, video.merge_size),
+            ("video_token_id", self.model.config.video_token_id, self.processor.video_token_id),
+        ]
