@@ -1,7 +1,9 @@
 """MotionPrior: where a video diffusion model (or another source) sees each word's motion.
 
 The contract between teachers and students, and its file: one safetensors file with the maps
-in float16 and everything else as JSON in the header. Loading runs no code.
+in float16, long lists of numbers of the provenance as tensors beside them, and everything else
+as JSON in the header, so that thousands of head scores cost nothing where headers alone are read.
+Loading runs no code.
 
 Legend: N words, F frames, H rows, W columns of the prior's grid.
 """
@@ -27,7 +29,10 @@ from vdm_priors.grid import TokenGrid
 from vdm_priors.words import Word
 
 FORMAT = "motion-prior"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # 1 had all of the provenance in the header
+LONG = 32  # numbers; shorter lists stay in the header
+LISTED = "provenance"  # first part of a list's tensor name; the keys that lead to it follow, slashes between
 STORED_PEAK = 15  # a word's largest stored value is in [2^14, 2^15): within float16's 65504
 
 
@@ -93,11 +98,13 @@ class MotionPrior:
             "scale": scale,
             "weight": self.weight.detach().cpu().float(),
         }
+        provenance, lists = _without_long_lists(self.provenance, LISTED)
+        tensors.update(lists)
         described = {
             "text": self.text,
             "words": [asdict(word) for word in self.words],
             "grid": self.grid.to_dict(),
-            "provenance": self.provenance,
+            "provenance": provenance,
         }
         header = {
             "version": VERSION,
@@ -122,11 +129,12 @@ class MotionPrior:
         try:
             tensors = load_tensors(data)
             header = json.loads(_metadata(data)[FORMAT])
-            if header["version"] != VERSION:
-                raise ValueError(f"it has version {header['version']}, not {VERSION}")
+            if header["version"] not in READABLE:
+                raise ValueError(f"it has version {header['version']}; {' and '.join(map(str, READABLE))} can be read")
             described = header["prior"]
             if header["checksum"] != _checksum(tensors, described):
                 raise ValueError("its checksum does not fit its content")
+            _put_lists_back(described["provenance"], tensors)
             maps = tensors["maps"].double() * tensors["scale"][:, None, None, None]
             prior = cls(
                 text=described["text"],
@@ -143,6 +151,48 @@ class MotionPrior:
                 f"and extract the prior again."
             ) from error
         return prior
+
+
+def _without_long_lists(value: dict[str, Any], path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A copy without the long lists of numbers below its first level, and these as tensors by their path.
+
+    What stands on the first level is what the index of a store looks at (PriorEntry.provenance).
+    """
+    rest, lists = {}, {}
+    for key, item in value.items():
+        rest[key], below = item, f"{path}/{key}"
+        if isinstance(item, dict) and "/" not in str(key):
+            rest[key], found = _without_long_lists(item, below)
+            lists.update(found)
+        elif path != LISTED and "/" not in str(key) and (tensor := _exact_tensor(item)) is not None:
+            del rest[key]
+            lists[below] = tensor
+    return rest, lists
+
+
+def _exact_tensor(item: Any) -> Tensor | None:
+    """A long list of numbers of one type as a tensor that holds exactly these; None for anything else."""
+    if not isinstance(item, list) or len(item) < LONG or len(kinds := set(map(type, item))) > 1:
+        return None
+    if kinds == {bool}:
+        return torch.tensor(item)
+    if kinds == {int} and max(map(abs, item)) < 2**63:
+        return torch.tensor(item)
+    if kinds == {float}:
+        exact = torch.tensor(item, dtype=torch.float64)
+        return exact.float() if torch.equal(exact.float().double(), exact) else exact
+    return None
+
+
+def _put_lists_back(provenance: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Undoes `_without_long_lists`."""
+    for name, tensor in tensors.items():
+        first, *path = name.split("/")
+        if first == LISTED and path:
+            parent = provenance
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = tensor.tolist()
 
 
 def _to_json(value: Any, name: str, separators: tuple[str, str] | None = None) -> str:

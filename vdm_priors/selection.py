@@ -81,21 +81,21 @@ def choose_heads(
     errors = sampling_errors(statistics, settings.head_ratio)
     selected = select_heads(metrics, settings.head_ratio)
     report = {
-        "dfc": _digits(metrics.dfc, 6),
-        "tcs": _digits(metrics.tcs, 6),
-        "dsr": _digits(metrics.dsr, 6),
-        "score": _digits(metrics.score(), 6),
+        "dfc": _singles(metrics.dfc),
+        "tcs": _singles(metrics.tcs),
+        "dsr": _singles(metrics.dsr),
+        "score": _singles(metrics.score()),
         "selected": selected.tolist(),
         "rows": [len(statistics.rows), int(grid.valid.sum())],
-        "error": errors and {name: _digits(getattr(errors, name), 3) for name in ("dfc", "tcs", "dsr", "score")},
+        "error": errors and {name: _singles(getattr(errors, name)) for name in ("dfc", "tcs", "dsr", "score")},
         "exchanged": errors and errors.exchanged,
     }
     return selected, report
 
 
-def _digits(values: Tensor, digits: int) -> list[float]:
-    """As many significant digits as mean something: with layer_head, thousands of heads stand in each prior's file."""
-    return [float(f"{value:.{digits}g}") for value in values.tolist()]
+def _singles(values: Tensor) -> list[float]:
+    """In single precision, as a prior's file stores long lists: with layer_head, there are thousands of heads."""
+    return values.float().tolist()
 
 
 def text_maps(

@@ -73,7 +73,8 @@ class PriorEntry:
     """A prior as its file's header describes it; the maps are not read and nothing is verified.
 
     model: "" where none made it; shape: frames, rows, columns of the grid; bytes: of the file;
-    modified: seconds since 1970.
+    modified: seconds since 1970; provenance: without its long lists of numbers below the first
+    level (head scores), which are no part of the header.
     """
 
     key: str

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from vdm_priors.confidence import confidence_report
 from vdm_priors.errors import StoreError
@@ -16,6 +18,7 @@ from vdm_priors.heads import sample_rows
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, choose_heads, choose_words
 from vdm_priors.settings import ExtractionSettings
+from vdm_priors.store import PriorStore
 from vdm_priors.words import Word, split_words
 
 
@@ -95,14 +98,71 @@ def test_a_broken_prior_is_refused_and_not_written(tmp_path, change, message):
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
-    from safetensors.torch import save_file
-
     path = tmp_path / "other.safetensors"
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(StoreError, match=r"other\.safetensors.*not a motion prior"):
         MotionPrior.load(path)
     with pytest.raises(StoreError, match=r"nowhere.*cannot be read"):
         MotionPrior.load(tmp_path / "nowhere")
+
+
+RECORD = {
+    "seconds": [n / 7 for n in range(81)],
+    "head_scores": {
+        "dfc": torch.rand(50).tolist(), "score": [0.1] * 50, "selected": [True, False] * 25, "rows": [512, 17550],
+        "error": {"dfc": torch.rand(40).tolist(), "none": None}, "counts": list(range(-20, 20)), "mixed": [1, 0.5] * 40,
+        "large": [2**70] * 40, "a/b": [0.5] * 40, "empty": [], "nested": [[0.5] * 40],
+    },
+}
+
+
+def test_long_lists_stand_beside_the_maps_and_come_back_exactly(tmp_path):
+    prior, path = make_prior(), tmp_path / "prior.safetensors"
+    prior.provenance = RECORD
+    prior.save(path)
+    assert MotionPrior.load(path).provenance == RECORD
+    stored = load_file(path)
+    kinds = {name.removeprefix("provenance/head_scores/"): tensor.dtype for name, tensor in stored.items()
+             if name.startswith("provenance")}
+    assert kinds == {"dfc": torch.float32, "score": torch.float64, "selected": torch.bool, "counts": torch.int64,
+                     "error/dfc": torch.float32}
+    store = PriorStore(tmp_path)
+    store.put("abcdef", prior)
+    entry = store.entry("abcdef").provenance  # the header alone
+    assert entry["seconds"] == RECORD["seconds"] and set(entry["head_scores"]) == set(RECORD["head_scores"]) - {
+        "dfc", "score", "selected", "counts"}
+    same = tmp_path / "again.safetensors"
+    MotionPrior.load(path).save(same)
+    assert same.read_bytes() == path.read_bytes()
+
+
+def test_a_changed_list_is_noticed(tmp_path):
+    prior, path = make_prior(), tmp_path / "prior.safetensors"
+    prior.provenance = RECORD
+    prior.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["provenance/head_scores/selected"][3] ^= True
+    save_file(tensors, path, metadata)
+    with pytest.raises(StoreError, match="checksum"):
+        MotionPrior.load(path)
+
+
+def test_files_of_the_first_version_are_read_and_those_of_a_later_one_refused(tmp_path, monkeypatch):
+    prior, path = make_prior(), tmp_path / "prior.safetensors"
+    prior.provenance = RECORD
+    monkeypatch.setattr("vdm_priors.prior.VERSION", 1)
+    monkeypatch.setattr("vdm_priors.prior.LONG", 10**9)  # version 1 had every list in the header
+    prior.save(path)
+    assert set(load_file(path)) == {"maps", "scale", "weight"}
+    monkeypatch.undo()
+    old = MotionPrior.load(path)
+    assert old.provenance == RECORD and torch.equal(old.maps, MotionPrior.load(path).maps)
+    monkeypatch.setattr("vdm_priors.prior.VERSION", 3)
+    prior.save(path)
+    with pytest.raises(StoreError, match="it has version 3; 1 and 2 can be read.*extract the prior again"):
+        MotionPrior.load(path)
 
 
 @pytest.mark.parametrize("heads", [48, 42 * 48])

@@ -33,7 +33,7 @@ def test_maps_are_the_heads_mean_of_the_corner_that_is_named(direction, selected
         harvested.v2t = None
     if direction == "v2t":
         harvested.t2v = None
-    maps = text_maps(harvested, 1, None if selected is None else torch.tensor(selected), read)
+    maps = text_maps(harvested, 1, None if selected is None else torch.tensor(selected), read, direction)
     heads = [h for h in range(3) if selected is None or selected[h]]
 
     def value(corner, token, cell):
