@@ -89,8 +89,8 @@ class Clip:
 
 def read_clip(path: str | os.PathLike, sampling: Sampling = Sampling()) -> Clip:
     """Read the sampled frames of a video file; ClipError names the file and the remedy."""
-    path = _regular_file(path)
-    with _open(path) as (container, stream):
+    path = regular_file(path)
+    with open_video(path) as (container, stream):
         index = _packet_index(container, stream)
         if index is None:
             index = _decoded_index(path, stream.average_rate)
@@ -112,7 +112,7 @@ def read_clip(path: str | os.PathLike, sampling: Sampling = Sampling()) -> Clip:
 # -- the file -------------------------------------------------------------------------
 
 
-def _regular_file(path: str | os.PathLike) -> Path:
+def regular_file(path: str | os.PathLike) -> Path:
     if "://" in os.fspath(path):
         raise ClipError(f"{path}: only files on this machine are read, never an address. Download the video and give its path.")
     path = Path(path)
@@ -130,7 +130,7 @@ def _regular_file(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
+def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
     options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS}
     try:
         # "file:" keeps a path such as "concat:a|b" from being read as a protocol
@@ -200,7 +200,7 @@ def _index_of(keys, time_base, last_duration, rate, key_frames=()) -> _Index:
 
 def _decoded_index(path: Path, nominal_rate) -> _Index:
     """Times of the frames that really decode, by decoding all of them."""
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         rate = nominal_rate or stream.average_rate
         stamps = [frame.pts for frame in _frames(container, stream)]
         time_base = stream.time_base
@@ -293,7 +293,7 @@ def _decode_with(path: Path, index: _Index, chosen: list[int], seek: bool) -> di
     wanted = sorted(set(chosen))
     found: dict[int, np.ndarray] = {}
     position = 0  # index of the frame that the decoder is at
-    with _open(path) as (container, stream):
+    with open_video(path) as (container, stream):
         # Threads cost more than they save on few or small frames, and clips are read in parallel anyway.
         stream.codec_context.thread_count = 1 if stream.height * stream.width < SMALL_FRAME else 0
         converter = VideoReformatter()
@@ -336,7 +336,7 @@ class FrameCache:
 
     def get(self, path: str | os.PathLike, sampling: Sampling) -> Clip:
         """The clip, read if it is not kept or its file has changed; raises as read_clip does."""
-        path = _regular_file(path)
+        path = regular_file(path)
         status = path.stat()
         key = (str(path.absolute()), status.st_size, status.st_mtime_ns, sampling)
         with self._lock:

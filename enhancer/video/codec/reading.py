@@ -1,0 +1,101 @@
+"""read_motion: a video file to a MotionField, by the stream's own vectors where they exist and by a labelled fallback else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from enhancer.video.clip import regular_file
+from enhancer.video.codec.assembly import assembled
+from enhancer.video.codec.blocks import blocks_of, grid_shape
+from enhancer.video.codec.cells import FrameMotion, empty_cells
+from enhancer.video.codec.fallback import way
+from enhancer.video.codec.field import MotionField, Origin, Validity
+from enhancer.video.codec.native import motion_cells, native_motion, ranked
+from enhancer.video.codec.references import anchored
+from enhancer.video.codec.streams import ZERO_B_VECTORS, Segment, StreamIndex, index_stream
+from enhancer.video.codec.vectors import DecodedFrame, Wanted, in_order, over_segments
+from vdm_priors.errors import ClipError, UserError
+
+REFERENCES = ("match", "assume")
+ORIGINS = {"reencode": Origin.REENCODED, "mestimate": Origin.MESTIMATE}
+
+
+def read_motion(path: str | os.PathLike, start: float = 0.0, end: float | None = None, *, references: str = "match",
+                fallback: str = "reencode", qp: bool = False, workers: int | None = None) -> MotionField:
+    """The motion of the frames shown in [start, end) seconds after the file's first frame.
+
+    references: how H.264's distances to reference pictures are found: "match" predicts blocks from the decoded candidates;
+    "assume" takes 1, which costs least and is wrong for a third of moving blocks of x264's defaults (docs/codec.md).
+    fallback: for frames whose decoder exports no vectors: "reencode", "mestimate", or "none". qp: take the macroblocks'
+    quantisers along. workers: threads; None for all cores.
+
+    Frames lie upright (rotation metadata applied), pixels are those stored. Frames that did not decode are rows without
+    motion. The same file gives the same bytes in every run. Raises ClipError naming the file where nothing can be read or
+    nothing is shown in that time, UserError for a wrong argument.
+    """
+    if references not in REFERENCES:
+        raise UserError(f"references is {references!r}: choose {' or '.join(map(repr, REFERENCES))}.")
+    if not start >= 0 or end is not None and not end > start:
+        raise UserError(f"start {start} and end {end} must be seconds with 0 <= start < end.")
+    make = None if fallback == "none" else way(fallback)
+    index = index_stream(regular_file(path))
+    workers = workers or len(os.sched_getaffinity(0))
+    segments = index.between(start, end)
+    if not segments:
+        raise ClipError(f"{path}: lasts {index.duration:.2f} s, and nothing of it is shown from {start:g} s to {end} s. Lower start.")
+    lacking = not index.native or index.codec in ZERO_B_VECTORS and index.reordered
+    match = references == "match" and index.codec == "h264"
+    if lacking and make is not None:
+        motions = _with_fallback(index, segments, qp, make, ORIGINS[fallback], workers)
+    elif index.native:
+        wanted = Wanted(luma=match and index.most_references > 1, qp=qp)
+        parts = over_segments(index, segments, wanted, lambda frames: native_motion(index, frames, match), workers)
+        motions = [motion for part in parts for motion in part]
+    else:
+        motions = _without_motion(index, segments, qp, workers)
+    return assembled(index, motions, start, end, references if index.codec == "h264" else "match")
+
+
+def _with_fallback(index: StreamIndex, segments: list[Segment], qp: bool, make: Callable, origin: Origin,
+                   workers: int) -> list[FrameMotion]:
+    """All frames in order through the fallback; a native stream keeps its own vectors in all but its B-frames."""
+    frames: list[DecodedFrame] = []
+    shown: list[DecodedFrame] = []  # those that the fallback has seen
+
+    def pictures() -> Iterator[np.ndarray]:
+        for decoded in in_order(index, segments, Wanted(index.native, luma=True, qp=qp), workers):
+            for frame in decoded:
+                if frame.inside:
+                    luma, frame.luma = frame.luma, None
+                    frames.append(frame)
+                    if luma.shape == (index.height, index.width):
+                        shown.append(frame)
+                        yield luma
+
+    made = list(make(pictures()))
+    ranks = {id(frame): rank for frame, rank in ranked(index, frames)}
+    own = {id(m.frame): m for m in native_motion(index, frames, match=False)} if index.native else {}
+    motions = {}
+    for n, (frame, records) in enumerate(zip(shown, made, strict=True)):
+        past, future = (ranks[id(shown[k])] - ranks[id(frame)] if 0 <= k < len(shown) else None for k in (n - 1, n + 1))
+        if frame.kind == "B" or not index.native:
+            frame.vectors = records
+            blocks = blocks_of(frame)
+            cells = motion_cells(index, frame, ranks[id(frame)], blocks, anchored(blocks, past, future), native=False)
+            motions[id(frame)] = FrameMotion(frame, ranks[id(frame)], cells, origin)
+            frame.vectors = None
+    unavailable = {id(m.frame): m for m in _unavailable(index, frames)}
+    return [motions.get(id(frame)) or own.get(id(frame)) or unavailable[id(frame)] for frame in frames]
+
+
+def _without_motion(index: StreamIndex, segments: list[Segment], qp: bool, workers: int) -> list[FrameMotion]:
+    decoded = over_segments(index, segments, Wanted(vectors=False, qp=qp), list, workers)
+    return _unavailable(index, [frame for part in decoded for frame in part if frame.inside])
+
+
+def _unavailable(index: StreamIndex, frames: list[DecodedFrame]) -> list[FrameMotion]:
+    shape = grid_shape(index.height, index.width)
+    return [FrameMotion(frame, rank, empty_cells(shape, Validity.UNAVAILABLE), Origin.NONE) for frame, rank in ranked(index, frames)]
