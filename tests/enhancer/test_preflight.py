@@ -135,7 +135,7 @@ def test_hub_names_are_said_not_to_be_checked(recipe, monkeypatch):
     def refuse(name, **how):
         raise OSError(said)
 
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", refuse)
     said = OFFLINE
     code, text = call("validate", recipe, "student.model=owner/student")
     assert code == 0 and "provided that owner/student" in text and "We couldn't connect" in text
