@@ -48,7 +48,7 @@ def row_probabilities(
     query_bhrd [B, Hq, R, D] and key [B, Hkv, S, D] after RoPE; allowed and added: of `allowed_keys`.
     """
     scores = _grouped(query_bhrd.float(), key) @ key.float().transpose(2, 3)
-    scores = scores.reshape(*query_bhrd.shape[:3], -1) * scaling
+    scores = scores.reshape(*query_bhrd.shape[:3], key.shape[2]) * scaling
     if added is not None:
         scores = scores + added
     scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
@@ -58,8 +58,8 @@ def row_probabilities(
 
 def _grouped(heads_bhrx: Tensor, key: Tensor) -> Tensor:
     """[B, Hq, R, x] as [B, Hkv, G·R, x]: grouped queries share their key head, keys are never repeated."""
-    batch, _, _, size = heads_bhrx.shape
-    return heads_bhrx.reshape(batch, key.shape[1], -1, size)
+    batch, heads, rows, size = heads_bhrx.shape
+    return heads_bhrx.reshape(batch, key.shape[1], heads // key.shape[1] * rows, size)
 
 
 class MeanRows(torch.autograd.Function):

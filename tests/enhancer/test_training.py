@@ -181,7 +181,7 @@ def test_parameter_groups(samples, cache, tmp_path, monkeypatch):
     student = tiny_student()
     run(samples, tmp_path, cache, replace(FAST, steps=1), student=student)
     assert all(matrices == {decay > 0} for decay, _, matrices in groups)
-    assert sum(count for _, count, _ in groups) == len(list(student.model.parameters())) + 6  # the aligner's 3 layers
+    assert sum(count for _, count, _ in groups) == len(list(student.model.parameters()))  # the aligner has its own optimizer
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -213,7 +213,7 @@ def test_resume_gives_the_same_weights_bit_for_bit(samples, cache, tmp_path, ali
 def test_a_checkpoint_of_another_training_is_not_taken(samples, cache, tmp_path):
     settings = replace(LAMBDA0, steps=2, save_every=1)
     run(samples, tmp_path, cache, settings)
-    with pytest.raises(UserError, match="other settings, samples, priors, seed or starting weights"):
+    with pytest.raises(UserError, match="what differs: seed: 0 -> 5"):
         run(samples, tmp_path, cache, settings, seed=5)
     _, result = run(samples, tmp_path, cache, replace(settings, resume=False), seed=5)
     assert result.start_step == 0 and len(result.history) == 2

@@ -1,0 +1,90 @@
+"""What a training is, so that its checkpoints are known from another's, and which of them to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from enhancer.data.samples import Sample
+from enhancer.recipe import differences
+from enhancer.train_settings import UNCHANGING, TrainSettings
+from enhancer.video.clip import Sampling
+from vdm_priors.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+MARKER = "complete.json"  # written last into a checkpoint
+CALLED = {"samples": "the samples or their order", "priors": "the priors", "weights": "the student's starting weights"}
+
+
+def identity(
+    settings: TrainSettings, samples: Sequence[Sample], sampling: Sampling, seed: int, processes: int, model: Any,
+    priors: Callable | None,
+) -> dict:
+    """All that determines the trained weights: plain values, and digests of what is large.
+
+    model: with its starting weights, which are read whole; priors: what the samples are aligned to, None for λ = 0.
+    """
+    described = {key: value for key, value in asdict(settings).items() if key not in UNCHANGING}
+    texts = [[s.id, str(s.video), s.question, s.answer] for s in samples]
+    aligned_to = None if priors is None else _digest([_prior_identity(priors, sample) for sample in samples])
+    return {"training": described, "sampling": asdict(sampling), "seed": seed, "processes": processes,
+            "samples": _digest(texts), "priors": aligned_to, "weights": weights_digest(model)}
+
+
+def checkpoint_to_resume(folder: Path, described: dict, resume: bool) -> Path | None:
+    """The newest complete checkpoint, None without one; UserError, with what differs, if it is of another training."""
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
+    if not complete:
+        return None
+    newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    kept = json.loads((newest / MARKER).read_text(encoding="utf-8"))["identity"]
+    described = json.loads(json.dumps(described))  # as it was written: lists for tuples
+    if kept != described:
+        listed = [f"{CALLED[line.split(':')[0]]} are others" if line.split(":")[0] in CALLED else line
+                  for line in differences(kept, described)]
+        raise UserError(
+            f"{newest}: is a checkpoint of another training; what differs: {'; '.join(listed)}. Choose another output folder, "
+            "or set training.resume to false to start over."
+        )
+    return newest
+
+
+def remove_checkpoints(folder: str | Path) -> None:
+    """Delete a training's checkpoints, which nothing needs once its student is exported."""
+    shutil.rmtree(Path(folder) / CHECKPOINTS, ignore_errors=True)
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 (hex) over a torch module's parameters and saved buffers, one tensor in main memory at a time."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _prior_identity(priors: Callable, sample: Sample) -> str | None:
+    """The key that a sample's prior is stored under, else a digest of the prior; None without a prior."""
+    if hasattr(priors, "key"):
+        return priors.key(sample)
+    prior = priors(sample)
+    if prior is None:
+        return None
+    described = [prior.text, [asdict(word) for word in prior.words], prior.grid.to_dict(), prior.weight.tolist()]
+    return _digest(described, prior.maps.contiguous().numpy())
+
+
+def _digest(value: Any, further: Any = b"") -> str:
+    digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
+    digest.update(further)
+    return digest.hexdigest()[:32]
