@@ -28,6 +28,10 @@ class TeacherRecipe:
     threads: int = option(2, "CPU threads", min=1, max=1024)
     training: TeacherTraining = option(TeacherTraining())
 
+    def check(self) -> list[str]:
+        """Faults between keys, as sentences with the dotted path."""
+        return self.training.check()
+
 
 @dataclass
 class StudentRecipe:
@@ -38,6 +42,10 @@ class StudentRecipe:
     output: str = option("runs", "folder that holds the run folders")
     threads: int = option(2, "CPU threads", min=1, max=1024)
     training: StudentTraining = option(StudentTraining())
+
+    def check(self) -> list[str]:
+        """Faults between keys, as sentences with the dotted path."""
+        return self.training.check()
 
 
 def _run(recipe, console: Console, train, fresh: bool) -> Path:
@@ -72,8 +80,6 @@ def validate(recipe: TeacherRecipe | StudentRecipe, console: Console) -> bool:
     """Says what the training would read, write and hold, from a few clips that are made to look at."""
     world, folder = recipe.training.world, Path(recipe.output) / recipe.name
     faults = world.check()
-    if not faults and isinstance(recipe, TeacherRecipe):
-        faults += recipe.training.check()
     if not faults:
         rounds = len(getattr(recipe.training, "rounds", [None]))
         clips = rounds * (world.train_clips + world.validation_clips + world.test_clips)

@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 from enhancer.world.render import render_clip
 from enhancer.world.scene import Scene
 from enhancer.world.sampling import SPLITS, draw_scene
-from enhancer.world.text import TYPES, Question, caption, places, static_question
+from enhancer.world.text import TYPES, Question, caption, description, places, static_question
 from vdm_priors.errors import UserError
 
 VERSION = 4  # raise when the same settings would draw other clips or questions
@@ -99,13 +99,13 @@ def type_schedule(settings: WorldSettings, count: int, rng: np.random.Generator)
 
 
 def clip_record(settings: WorldSettings, split: str, index: int, kind: str) -> tuple[dict, Question, dict[str, tuple[str, str]]]:
-    """Scene record (as in scenes.jsonl), its question, and its static ones ("places", "short"); a function of its arguments."""
+    """Scene record (as in scenes.jsonl), its question, and its static ones by kind; a function of its arguments."""
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     scene, question = draw_scene(rng, kind, split, size=(settings.height, settings.width), frames=settings.frames,
                                  fps=settings.fps, things=(settings.least_things, settings.most_things),
                                  all_pairs=settings.all_pairs)
     said, mentions = caption(rng, scene)
-    static = {"places": places(rng, scene), "short": static_question(rng, scene)}
+    static = {"places": places(rng, scene), "short": static_question(rng, scene), "description": description(scene)}
     as_rows = lambda found: [[m.start, m.end, m.thing, m.moving] for m in found]  # noqa: E731
     record = {"video": f"{split}-{index:05d}.mp4", "split": split, "caption": said, "scene": scene.to_dict(),
               "texts": {question.text: as_rows(question.mentions), said: as_rows(mentions)}}

@@ -41,13 +41,16 @@ class Round:
     """One training of the base student, on a world of its own."""
 
     steps: int = field(default=3000, metadata={"help": "optimiser steps", "min": 1})
-    short: float = field(default=0.3, metadata={"help": "share of clips with a short question; the others are asked all places",
+    short: float = field(default=0.3, metadata={"help": "share of clips with a short question: one colour, shape, number or square",
                                                 "min": 0, "max": 1})
+    description: float = field(default=0.0, metadata={"help": "share of clips whose things are to be named, with their squares; the "
+                                                              "others are asked for the squares of named things", "min": 0, "max": 1})
 
 
 def _rounds() -> list[Round]:
-    """Places first, for they teach to see; then short answers, whose few tokens count little beside them."""
-    return [Round(), Round(), Round(steps=2000, short=0.9)]
+    """Squares of named things first, for they teach to see; then short answers, whose few tokens count little beside them,
+    and names, which nothing before has to be read off the clip."""
+    return [Round(), Round(), Round(2000, short=0.9), Round(2000, short=0.5, description=0.5)]
 
 
 @dataclass
@@ -66,6 +69,13 @@ class StudentTraining:
     layers: int = field(default=4, metadata={"help": "layers of the language model", "min": 1})
     vision_depth: int = field(default=2, metadata={"help": "layers of the vision tower", "min": 1})
     seed: int = field(default=0, metadata={"help": "seed of weights and data order"})
+
+    def check(self) -> list[str]:
+        """Faults between keys, as sentences with the dotted path."""
+        faults = [] if self.rounds else ["training.rounds: at least one round is needed"]
+        return faults + [f"training.rounds.{n}: short and description are shares of the same clips; {one.short:g} and "
+                         f"{one.description:g} are more than 1" for n, one in enumerate(self.rounds)
+                         if one.short + one.description > 1]
 
 
 def corpus(world: WorldSettings, clips: int = 1500) -> list[str]:
@@ -102,7 +112,7 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
             world = _world_of_round(folder, settings, number, progress)
             samples, _ = load_samples(world / "train_static.json", world)
             student = load_student(before)
-            chosen = asked(samples, one.short, settings.seed + number)
+            chosen = asked(samples, one, settings.seed + number)
             train(student, chosen, replace(settings.training, steps=one.steps), after, sampling=Sampling(frames=settings.frames),
                   frame_cache=FrameCache(CACHE), progress=progress, seed=settings.seed + number)
             _save(student, after / "model")
@@ -115,11 +125,12 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
     return model
 
 
-def asked(samples: list[Sample], short: float, seed: int) -> list[Sample]:
-    """Of each clip one sample: its short question with the probability `short`, else its places."""
-    places, shorts = ([s for s in samples if s.question_type == kind] for kind in ("places", "short"))
-    drawn = random.Random(seed)
-    return [quick if drawn.random() < short else whole for whole, quick in zip(places, shorts, strict=True)]
+def asked(samples: list[Sample], one: Round, seed: int) -> list[Sample]:
+    """Of each clip one sample, of the kinds and shares that the round names."""
+    kinds = {kind: [s for s in samples if s.question_type == kind] for kind in ("places", "short", "description")}
+    shares = (1 - one.short - one.description, one.short, one.description)
+    drawn = random.Random(seed).choices(range(3), shares, k=len(kinds["places"]))
+    return [clip[n] for clip, n in zip(zip(*kinds.values(), strict=True), drawn, strict=True)]
 
 
 def _world_of_round(folder: Path, settings: StudentTraining, number: int, progress) -> Path:

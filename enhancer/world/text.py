@@ -144,6 +144,13 @@ def places(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     return question, answer
 
 
+def description(scene: Scene) -> tuple[str, str]:
+    """As `places`, but nothing is named in the question: the answer names the things, in the order of COLOURS and SHAPES."""
+    order = sorted(scene.things, key=lambda thing: (tuple(COLOURS).index(thing.colour), SHAPES.index(thing.shape)))
+    answer = ", ".join(f"{thing.name} {place(scene, thing, START)} then {place(scene, thing, END)}" for thing in order)
+    return "What is there, and where is it at the start and at the end?", answer
+
+
 def static_question(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     """A question that one frame answers: colour, shape, number or first/last square."""
     thing = scene.things[int(rng.integers(len(scene.things)))]

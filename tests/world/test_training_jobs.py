@@ -59,12 +59,14 @@ def test_the_student_is_trained_in_rounds_and_continues(tmp_path):
     assert torch.equal(weights(train_student(tmp_path, settings)), trained)
 
 
-def test_each_clip_is_asked_once_and_the_share_of_short_questions_is_as_said():
-    samples = [Sample(f"{n}-{kind}", Path("clip.mp4"), kind, "yes", None, kind) for n in range(400) for kind in ("places", "short")]
-    drawn = asked(samples, 0.9, seed=3)
+def test_each_clip_is_asked_once_with_the_shares_of_the_round():
+    kinds = ("places", "short", "description")
+    samples = [Sample(f"{n}-{kind}", Path("clip.mp4"), kind, "yes", (), kind) for n in range(400) for kind in kinds]
+    drawn = asked(samples, Round(2, short=0.6, description=0.3), seed=3)
     assert [sample.id.split("-")[0] for sample in drawn] == [str(n) for n in range(400)]
-    assert 0.85 < sum(sample.question_type == "short" for sample in drawn) / 400 < 0.95
-    assert {sample.question_type for sample in asked(samples, 0.0, seed=3)} == {"places"}
+    shares = [sum(sample.question_type == kind for sample in drawn) / 400 for kind in kinds]
+    assert shares == pytest.approx([0.1, 0.6, 0.3], abs=0.06)
+    assert {sample.question_type for sample in asked(samples, Round(2, 1.0), seed=3)} == {"short"}
 
 
 def test_the_teacher_is_trained_and_continues(tmp_path):
