@@ -25,8 +25,7 @@ def assembled(index: StreamIndex, motions: list[FrameMotion], start: float, end:
     of = {motion.rank: motion for motion in motions}
     seconds = np.arange(max(of) + 1) / float(index.rate) if index.seconds is None else index.shown_seconds
     shown = (seconds >= start) & (seconds < (np.inf if end is None else end))
-    # a packet without a frame is a lost frame, save in codecs that have packets which show nothing
-    ranks = [int(n) for n in np.flatnonzero(shown) if index.native or n in of]
+    ranks = np.flatnonzero(shown).tolist()
     if not any(n in of for n in ranks):
         raise ClipError(f"{index.path}: no frame from {start:g} s to {index.duration if end is None else end:g} s can be decoded: the file "
                         f"is damaged there. Choose another part of it, or copy it again.")
@@ -106,13 +105,15 @@ def _remarks(index: StreamIndex, frames: list[DecodedFrame | None]) -> list[str]
 def _provenance(index: StreamIndex, field: MotionField, references: str, cuts: str, turns: int) -> dict:
     origins = Counter(Origin(origin).name.lower() for origin in field.origin.tolist())
     made = {Origin.REENCODED, Origin.MESTIMATE} & set(field.origin.tolist())
-    if index.codec in ANCHORED or not index.native:
-        how = "frame types" if not made else "frame types, and the neighbouring frames where vectors were made" \
-            if index.native else "the neighbouring frames"
-    else:
-        how = "matched with the decoded candidates" if references == "match" else "assumed to be 1 frame away"
+    hows = ["the frames beside, where vectors were made"] if made else []
+    if index.codec in ANCHORED:
+        hows.append("told by the frame types")
+    elif index.native and index.most_references == 1:
+        hows.append("the only candidate")
+    elif index.native:
+        hows.append("matched with the decoded candidates" if references == "match" else "assumed to be 1 frame away")
     return {
         "codec": index.codec, "profile": index.profile, "container": index.container, "width": index.width, "height": index.height,
         "rate": str(index.rate), "pixel_aspect": str(index.pixel_aspect), "rotation": 90 * turns, "cell": CELL,
-        "origins": dict(origins), "references": how, "cuts": cuts, "most_references": index.most_references,
+        "origins": dict(origins), "references": "; ".join(hows) or "none", "cuts": cuts, "most_references": index.most_references,
         "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}

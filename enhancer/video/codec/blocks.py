@@ -38,17 +38,17 @@ class Blocks:
         """[B, 2] top left pixel (x, y)."""
         return CELL * np.stack([self.column, self.row], axis=1)
 
-    def painted(self, values: np.ndarray, chosen: np.ndarray, canvas: np.ndarray) -> np.ndarray:
-        """canvas [rows, columns, …] with the values [B, …] of the chosen blocks on their cells; parts outside are dropped."""
-        rows, columns = canvas.shape[:2]
+    def at_cells(self, list_: int, shape: tuple[int, int]) -> np.ndarray:
+        """[R, C] number of the block of that list at each cell, −1 where there is none."""
+        found = np.full((shape[0] + 1, shape[1] + 1), -1, np.int32)  # a block may reach over the edge by a cell
+        of_list = self.list == list_
         for high, wide in ((h, w) for h in (1, 2) for w in (1, 2)):
-            which = np.flatnonzero(chosen & (self.high == high) & (self.wide == wide))
+            which = np.flatnonzero(of_list & (self.high == high) & (self.wide == wide))
+            row, column = self.row[which], self.column[which]
             for down in range(high):
                 for right in range(wide):
-                    row, column = self.row[which] + down, self.column[which] + right
-                    inside = (row < rows) & (column < columns)
-                    canvas[row[inside], column[inside]] = values[which[inside]]
-        return canvas
+                    found[row + down, column + right] = which
+        return found[:shape[0], :shape[1]]
 
 
 def blocks_of(frame: DecodedFrame) -> Blocks:

@@ -1,7 +1,7 @@
 """From a frame's blocks and their references' distances to one motion a cell.
 
 A block's vector to a reference d frames away (d negative in the past) says that its content moves by motion / d a frame.
-Where both lists have a vector, the two are averaged by confidence.
+Where both lists have a vector, the two are averaged, by confidence and by how well each predicts the block.
 """
 
 from __future__ import annotations
@@ -55,39 +55,35 @@ def cells_of(blocks: Blocks, resolved: Resolved, height: int, width: int, second
     cells = empty_cells(grid_shape(height, width), Validity.INTRA)
     if not len(blocks):
         return cells
-    painted = [_painted(blocks, resolved, cells.validity.shape, height, width, seconds_to, side) for side in (FIRST, SECOND)]
-    weights, totals = [], np.zeros((*cells.validity.shape, 5), np.float32)
-    seen = np.zeros(cells.validity.shape, bool)
-    for side, (values, used, inside) in enumerate(painted):
-        confidence = values[..., 4]
-        weight = np.where(used & inside, np.nan_to_num(confidence, nan=1.0) + LEAST_WEIGHT, 0).astype(np.float32)
-        totals += np.where(weight[..., None] > 0, weight[..., None] * values[..., :5], 0)
-        weights.append(weight)
-        cells.reference[side] = np.where(used, values[..., 5], 0)
-        seen |= used | ~np.isnan(values[..., 5])
-    weight = weights[0] + weights[1]
-    known = weight > 0
-    mean = totals[known] / weight[known][:, None]
-    cells.displacement[known], cells.velocity[known], cells.confidence[known] = mean[:, :2], mean[:, 2:4], mean[:, 4]
-    used = painted[0][1] | painted[1][1]
-    cells.validity[seen] = Validity.INVALID
-    cells.validity[used] = Validity.OUT_OF_FRAME
+    weight, rates = _weights(blocks, resolved, height, width), _rates(blocks, resolved, seconds_to)
+    columns = np.concatenate([rates * weight[:, None], weight[:, None]], axis=1).astype(np.float32)
+    columns[weight == 0] = 0
+    # one row more, for cells without a block
+    columns, distance = np.vstack([columns, np.zeros((1, 6), np.float32)]), np.append(resolved.distance, 0)
+    numbers = [blocks.at_cells(side, cells.validity.shape) for side in (FIRST, SECOND)]
+    sums = columns[numbers[0]] + columns[numbers[1]]
+    for side in (FIRST, SECOND):
+        cells.reference[side] = distance[numbers[side]]
+        cells.validity[numbers[side] >= 0] = Validity.INVALID
+    cells.validity[cells.reference.any(axis=0)] = Validity.OUT_OF_FRAME
+    known = sums[..., 5] > 0
     cells.validity[known] = Validity.INTER
+    mean = sums[known][:, :5] / sums[known][:, 5:]
+    cells.displacement[known], cells.velocity[known], cells.confidence[known] = mean[:, :2], mean[:, 2:4], mean[:, 4]
     return cells
 
 
-def _painted(blocks: Blocks, resolved: Resolved, shape: tuple[int, int], height: int, width: int,
-             seconds_to: Callable[[np.ndarray], np.ndarray], side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """values [R, C, 5 and the distance], used [R, C] bool, inside [R, C] bool of one list."""
-    distance = resolved.distance.astype(np.float32)
-    known = resolved.distance != 0
-    a_frame = np.where(known, distance, np.nan)[:, None]
-    a_second = np.where(known, seconds_to(resolved.distance), np.nan).astype(np.float32)[:, None]
-    size = CELL * np.stack([blocks.wide, blocks.high], axis=1)
-    source = blocks.corner + size / 2 + blocks.motion
-    inside = (source >= 0).all(axis=1) & (source[:, 0] < width) & (source[:, 1] < height)
-    columns = [blocks.motion / a_frame, blocks.motion / a_second, resolved.confidence[:, None], distance[:, None],
-               known[:, None], inside[:, None]]
-    canvas = np.full((*shape, 8), np.nan, np.float32)
-    canvas = blocks.painted(np.concatenate(columns, axis=1).astype(np.float32), blocks.list == side, canvas)
-    return canvas[..., :6], canvas[..., 6] == 1, canvas[..., 7] == 1
+def _weights(blocks: Blocks, resolved: Resolved, height: int, width: int) -> np.ndarray:
+    """[B] how much a vector counts beside the other list's; 0 where its reference is unknown or it leaves the picture."""
+    source = blocks.corner + CELL * np.stack([blocks.wide, blocks.high], axis=1) / 2 + blocks.motion
+    inside = (source >= 0).all(axis=1) & (source < (width, height)).all(axis=1)
+    trusted = np.nan_to_num(resolved.confidence, nan=1.0) + LEAST_WEIGHT
+    return np.where((resolved.distance != 0) & inside, trusted / (1 + resolved.difference) ** 2, 0)
+
+
+def _rates(blocks: Blocks, resolved: Resolved, seconds_to: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """[B, 5] px/frame (x, y), px/second (x, y) and confidence."""
+    frames = np.where(resolved.distance != 0, resolved.distance, 1)[:, None]
+    seconds = seconds_to(frames)
+    seconds = np.where(seconds == 0, np.nan, seconds)
+    return np.concatenate([blocks.motion / frames, blocks.motion / seconds, resolved.confidence[:, None]], axis=1)

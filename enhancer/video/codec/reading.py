@@ -47,53 +47,57 @@ def read_motion(path: str | os.PathLike, start: float = 0.0, end: float | None =
     if not segments:
         raise ClipError(f"{path}: lasts {index.duration:.2f} s, and nothing of it is shown from {start:g} s to {end} s. Lower start.")
     lacking = not index.native or index.codec in ZERO_B_VECTORS and index.reordered
-    match = references == "match" and index.codec == "h264"
+    match = index.codec == "h264" and (references == "match" or index.most_references == 1)  # one: nothing to look for
     if lacking and make is not None:
-        motions = _with_fallback(index, segments, qp, make, ORIGINS[fallback], workers)
+        index, motions = _with_fallback(index, segments, qp, make, ORIGINS[fallback], workers)
     elif index.native:
         wanted = Wanted(luma=match and index.most_references > 1, qp=qp)
         parts = over_segments(index, segments, wanted, lambda frames: native_motion(index, frames, match), workers)
         motions = [motion for part in parts for motion in part]
     else:
-        motions = _without_motion(index, segments, qp, workers)
-    return assembled(index, motions, start, end, references if index.codec == "h264" else "match")
+        index, motions = _without_vectors(index, segments, qp, workers)
+    return assembled(index, motions, start, end, "match" if match else references)
 
 
 def _with_fallback(index: StreamIndex, segments: list[Segment], qp: bool, make: Callable, origin: Origin,
-                   workers: int) -> list[FrameMotion]:
+                   workers: int) -> tuple[StreamIndex, list[FrameMotion]]:
     """All frames in order through the fallback; a native stream keeps its own vectors in all but its B-frames."""
     frames: list[DecodedFrame] = []
-    shown: list[DecodedFrame] = []  # those that the fallback has seen
+    seen: list[int] = []  # places in `frames` of those that the fallback takes
 
     def pictures() -> Iterator[np.ndarray]:
         for decoded in in_order(index, segments, Wanted(index.native, luma=True, qp=qp), workers):
             for frame in decoded:
                 if frame.inside:
-                    luma, frame.luma = frame.luma, None
                     frames.append(frame)
+                    luma, frame.luma = frame.luma, None
                     if luma.shape == (index.height, index.width):
-                        shown.append(frame)
+                        seen.append(len(frames) - 1)
                         yield luma
 
     made = list(make(pictures()))
-    ranks = {id(frame): rank for frame, rank in ranked(index, frames)}
-    own = {id(m.frame): m for m in native_motion(index, frames, match=False)} if index.native else {}
-    motions = {}
-    for n, (frame, records) in enumerate(zip(shown, made, strict=True)):
-        past, future = (ranks[id(shown[k])] - ranks[id(frame)] if 0 <= k < len(shown) else None for k in (n - 1, n + 1))
-        if frame.kind == "B" or not index.native:
-            frame.vectors = records
-            blocks = blocks_of(frame)
-            cells = motion_cells(index, frame, ranks[id(frame)], blocks, anchored(blocks, past, future), native=False)
-            motions[id(frame)] = FrameMotion(frame, ranks[id(frame)], cells, origin)
-            frame.vectors = None
-    unavailable = {id(m.frame): m for m in _unavailable(index, frames)}
-    return [motions.get(id(frame)) or own.get(id(frame)) or unavailable[id(frame)] for frame in frames]
+    if not index.native:
+        index = index.of_frames(frames)
+    ranks = [rank for _, rank in ranked(index, frames)]
+    motions = {m.rank: m for m in (native_motion(index, frames, match=False) if index.native else _unavailable(index, frames))}
+    for n, records in enumerate(made):
+        frame, rank = frames[seen[n]], ranks[seen[n]]
+        if index.native and frame.kind != "B":
+            continue
+        past, future = (ranks[seen[k]] - rank if 0 <= k < len(seen) else None for k in (n - 1, n + 1))
+        frame.vectors = records
+        blocks = blocks_of(frame)
+        frame.vectors = None
+        motions[rank] = FrameMotion(
+            frame, rank, motion_cells(index, frame, rank, blocks, anchored(blocks, past, future), native=False), origin)
+    return index, [motions[rank] for rank in sorted(motions)]
 
 
-def _without_motion(index: StreamIndex, segments: list[Segment], qp: bool, workers: int) -> list[FrameMotion]:
+def _without_vectors(index: StreamIndex, segments: list[Segment], qp: bool, workers: int) -> tuple[StreamIndex, list[FrameMotion]]:
     decoded = over_segments(index, segments, Wanted(vectors=False, qp=qp), list, workers)
-    return _unavailable(index, [frame for part in decoded for frame in part if frame.inside])
+    frames = [frame for part in decoded for frame in part if frame.inside]
+    index = index.of_frames(frames)
+    return index, _unavailable(index, frames)
 
 
 def _unavailable(index: StreamIndex, frames: list[DecodedFrame]) -> list[FrameMotion]:

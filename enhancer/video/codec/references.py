@@ -34,23 +34,25 @@ _TAPS = np.array([1, -5, 20, 20, -5, 1], np.float32)
 @dataclass
 class Resolved:
     """distance [B] int: frames from the block's frame to its reference, negative in the past, 0 where the list is not used;
-    confidence [B] float32 0..1, 1 where it is known without matching, NaN where it is only assumed."""
+    confidence [B] float32 0..1, 1 where it is known without matching, NaN where it is only assumed;
+    difference [B] float32: of the block and its prediction, mean absolute grey levels, 0 where it was not looked at."""
 
     distance: np.ndarray
     confidence: np.ndarray
+    difference: np.ndarray
 
 
 def assumed(blocks: Blocks) -> Resolved:
     """One frame away, the first list in the past, the second in the future: fast, and wrong where it is not so."""
     distance = np.where(blocks.list == FIRST, -1, 1)
     distance[_lone_zeros(blocks)] = 0
-    return Resolved(distance, np.full(len(blocks), np.nan, np.float32))
+    return Resolved(distance, np.full(len(blocks), np.nan, np.float32), np.zeros(len(blocks), np.float32))
 
 
 def anchored(blocks: Blocks, past: int | None, future: int | None) -> Resolved:
     """Distances to the anchors (I or P) before and after this frame, as frame types tell them; None: there is no such."""
     distance = np.where(blocks.list == FIRST, past or 0, future or 0)
-    return Resolved(distance, (distance != 0).astype(np.float32))
+    return Resolved(distance, (distance != 0).astype(np.float32), np.zeros(len(blocks), np.float32))
 
 
 def matched(blocks: Blocks, luma: np.ndarray | None, candidates: dict[int, Planes]) -> Resolved:
@@ -62,31 +64,31 @@ def matched(blocks: Blocks, luma: np.ndarray | None, candidates: dict[int, Plane
     length 0, whose displacement is 0 at any distance.
     """
     distance, confidence = np.zeros(len(blocks), int), np.zeros(len(blocks), np.float32)
-    still = ~blocks.motion.any(axis=1)
-    suspects = _lone_zeros(blocks) & (luma is not None)
-    least = np.full(len(blocks), np.nan, np.float32)
+    difference = np.zeros(len(blocks), np.float32)
+    moving, partner = blocks.motion.any(axis=1), _partners(blocks)
+    # of two vectors for one place that are not the same, both are looked at: one may be of a list that is not used
+    disputed = (partner >= 0) & (moving | moving[partner])
     for side in (-1, 1):
         here = (blocks.list == FIRST) == (side < 0)
         distances = sorted((d for d in candidates if d * side > 0), key=abs) or sorted(candidates, key=abs)
         if not distances:
             continue
         distance[here], confidence[here] = distances[0], 1.0
-        # a partner of a suspect is matched too: the two differences are compared
-        unclear = np.flatnonzero(here & (~still | suspects) & (len(distances) > 1 or suspects.any()))
+        unclear = np.flatnonzero(here & (moving & (len(distances) > 1) | disputed)) if luma is not None else ()
         if not len(unclear):
             continue
         costs = np.stack([differences(blocks, unclear, luma, candidates[d]) for d in distances])
         # near ties go to the nearest: a farther candidate must be better by more than a hair
         best = np.argmin(costs + 1e-3 * np.arange(len(distances))[:, None], axis=0)
         distance[unclear] = np.array(distances)[best]
-        least[unclear] = np.take_along_axis(costs, best[None], axis=0)[0]
+        least = difference[unclear] = np.take_along_axis(costs, best[None], axis=0)[0]
         if len(distances) > 1:
             second = np.partition(costs, 1, axis=0)[1]
-            ambiguous = ~still[unclear]
-            confidence[unclear[ambiguous]] = ((second - least[unclear]) / (second + NOISE)).clip(0, 1)[ambiguous]
-    unused = _worse_than_partner(blocks, suspects, least)
+            confidence[unclear] = np.where(moving[unclear], ((second - least) / (second + NOISE)).clip(0, 1), 1.0)
+    worse = difference > UNUSED * difference[partner] + NOISE
+    unused = _lone_zeros(blocks) & worse & (luma is not None)
     distance[unused], confidence[unused] = 0, 0.0
-    return Resolved(distance, confidence)
+    return Resolved(distance, confidence, difference)
 
 
 class Planes:
@@ -159,11 +161,6 @@ def _lone_zeros(blocks: Blocks) -> np.ndarray:
     zero = ~blocks.motion.any(axis=1)
     partition = blocks.wide * blocks.high < 4  # a whole macroblock's lists are exported rightly
     return zero & partition & (partner >= 0) & ~zero[partner]
-
-
-def _worse_than_partner(blocks: Blocks, suspects: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """The suspects that predict their block worse than the other list does."""
-    return suspects & (least > UNUSED * least[_partners(blocks)] + NOISE)
 
 
 def _partners(blocks: Blocks) -> np.ndarray:

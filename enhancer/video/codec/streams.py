@@ -7,10 +7,11 @@ number on with the frame, so that a frame is never confused with another one's p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -18,6 +19,9 @@ import numpy as np
 from enhancer.video.clip import open_video
 from enhancer.video.codec.h264 import LARGEST_DPB, Headers
 from vdm_priors.errors import ClipError
+
+if TYPE_CHECKING:
+    from enhancer.video.codec.vectors import DecodedFrame
 
 # Decoders of FFmpeg that export the stream's own vectors; the others return none, without an error.
 NATIVE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4", "h263", "h263p", "flv", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3",
@@ -89,6 +93,16 @@ class StreamIndex:
         """Seconds to the end of the last frame, as the packets tell."""
         last = (len(self.sizes) - 1) / float(self.rate) if self.seconds is None else self.shown_seconds[-1]
         return float(last) + self.last_duration
+
+    def of_frames(self, frames: list[DecodedFrame]) -> StreamIndex:
+        """The index of those packets alone that gave these frames, which are renumbered: VP8 and others have packets that
+        show nothing, and distances are counted in frames shown."""
+        kept = np.array(sorted(frame.ordinal for frame in frames), int)
+        for frame in frames:
+            frame.ordinal = int(np.searchsorted(kept, frame.ordinal))
+        parts = {name: getattr(self, name)[kept] for name in ("sizes", "keys", "referable")}
+        times = {name: None if getattr(self, name) is None else getattr(self, name)[kept] for name in ("seconds", "pts")}
+        return replace(self, **parts, **times)
 
     @property
     def native(self) -> bool:
