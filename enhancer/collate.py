@@ -115,11 +115,13 @@ class TrainingClips(Dataset):
 class Collator:
     """Items to a batch for the model; with priors, also the rows to capture."""
 
-    def __init__(self, student: Any, prompts: dict[str, Any], priors: Priors | None, layers: Sequence[int] | None) -> None:
+    def __init__(self, student: Any, prompts: dict[str, Any], priors: Priors | None, layers: Sequence[int] | None,
+                 answer_row: bool = False) -> None:
         self._student = _without_weights(student)
         self._prompts = prompts
         self._priors = priors
         self._layers = layers
+        self._answer_row = answer_row
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         samples, clips = [item.sample for item in items], [item.clip for item in items]
@@ -145,6 +147,8 @@ class Collator:
                 continue
             places = ((sample.question, prompts[b].question_start), (sample.answer, encoding.answer_starts[b]))
             match = match_prior(prior, *places, encoding.texts[b], encoding.offsets[b])
+            if self._answer_row and match.pairs:
+                match = replace(match, answer=row_of_answer(encoding.offsets[b], encoding.answer_starts[b]))
             notes.matches.append(match)
             if match.unmatched:
                 words = ", ".join(prior.words[i].text for i in match.unmatched)
@@ -182,6 +186,11 @@ def match_prior(
         reasons += [found.reason] if found.reason else []
     unmatched = [i for i in range(len(prior.words)) if i not in pairs]
     return WordMatch([(i, pairs[i]) for i in sorted(pairs)], unmatched, "; ".join(reasons))
+
+
+def row_of_answer(offsets: Sequence[tuple[int, int]], answer_start: int) -> int:
+    """Position whose row gives the answer's first token: the one before it, since a row gives what follows."""
+    return next(position for position, span in enumerate(offsets) if span[1] > answer_start) - 1
 
 
 class PriorCache:

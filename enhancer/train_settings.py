@@ -37,6 +37,8 @@ class AlignmentSettings:
                                       "resolution count alike", choices=("prior", "student"))
     layers: list[int] | None = option(None, "decoder layers whose attention is averaged; negative numbers count from the "
                                             "last; null is all")
+    answer_row: bool = option(False, "also align the row that gives the answer's first token, to what the prior's words say "
+                                     "together; the paper aligns the words' own rows only")
     missing_prior: str = option("ar_only", "a sample without a prior trains on its answer alone, is left out (skip), or "
                                            "stops the run (fail)", choices=("ar_only", "skip", "fail"))
     max_unmatched: float = option(0.5, "largest share of the priors' words that may have no token in the student's prompt "

@@ -98,7 +98,7 @@ def train(
         folder=folder / CHECKPOINTS,
         seed=seed,
         dataset=clips,
-        collator=Collator(student, prompts, priors, layers),
+        collator=Collator(student, prompts, priors, layers, settings.alignment.answer_row),
         history_path=folder / HISTORY,
         identity=described,
         progress=progress,

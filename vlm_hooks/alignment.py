@@ -30,6 +30,7 @@ LEAST_COVERED = 0.5  # a cell counts where the other side's cells cover at least
 ALIGNERS = ("pointwise", "row", "conv3d", "identity")
 WIDTHS = {"pointwise": 16, "row": 128, "conv3d": 8}  # a few ms for 32 samples on one CPU core
 TINY = 1e-12
+WHOLE = -1  # in the place of a word's index: what the words say together, for the answer's row
 
 
 class Aligner(nn.Module):
@@ -201,7 +202,7 @@ def _check(kind: str, normalize: str) -> None:
 class AlignmentResult:
     """Alignment of one batch: `loss` (scalar, differentiable) and what it stands on.
 
-    words_matched of words_total prior words took part; video_mass: the share of the matched
+    words_matched of words_total prior words took part, an answer's row counting as one; video_mass: the share of the matched
     tokens' attention that falls on the captured columns, before any normalisation (mean).
     """
 
@@ -226,7 +227,8 @@ def align_batch(
 
     captured: the request whose rows of sample b were `matches[b].rows` and whose columns were
     its visual tokens, in the order of `student_grids[b]`; a None match or prior leaves the
-    sample out. A word's row is the mean of its tokens' rows. The loss is the mean over words
+    sample out. A word's row is the mean of its tokens' rows; an answer's row is compared with
+    what the words say together (`together`). The loss is the mean over words
     of weight × distance within a sample, then the mean over all B samples (one without words
     counts 0), so that it does not depend on how a batch is divided for accumulation. A word
     whose prior has no mass in the cells that are compared says nothing and counts as unmatched.
@@ -245,6 +247,7 @@ def align_batch(
     device = attention_brc.device
     words, tokens, token_word = _matched_words(matches, priors, attention_brc.shape[1])
     words_total = sum(len(prior.words) for prior in priors if prior is not None)
+    words_total += sum(match is not None and match.answer is not None for match in matches)
     if not words:
         nothing = attention_brc.sum() * 0.0
         return AlignmentResult(nothing, 0, words_total, nothing.detach())
@@ -262,8 +265,8 @@ def align_batch(
         first = words[members[0]][0]
         student_grid, prior = student_grids[first], priors[first]
         chosen = [(priors[words[m][0]], words[m][1]) for m in members]
-        prior_rows = torch.stack([p.maps[n] for p, n in chosen])
-        weights = torch.stack([p.weight[n] for p, n in chosen])
+        prior_rows = torch.stack([together(p) if n == WHOLE else p.maps[n] for p, n in chosen])
+        weights = torch.stack([p.weight.mean() if n == WHOLE else p.weight[n] for p, n in chosen])
         rows = rows_wc[torch.tensor(members, device=device), : student_grid.num_tokens]
         rows = rows.reshape(-1, *student_grid.shape)
         if compare_on == "prior":
@@ -284,10 +287,18 @@ def align_batch(
     return AlignmentResult(loss, int(says.sum()), words_total, video_mass)
 
 
+def together(prior: MotionPrior) -> Tensor:
+    """What a prior's words say together, [F, H, W]: the mean of their maps, each of equal mass, by their weights."""
+    weight = prior.weight if prior.weight.sum() > 0 else torch.ones_like(prior.weight)
+    share = weight / weight.sum()
+    maps = prior.maps * prior.grid.valid
+    return (normalize_rows(maps) * share[:, None, None, None]).sum(dim=0) * maps.sum(dim=(1, 2, 3)).mean()
+
+
 def _matched_words(
     matches: Sequence[WordMatch | None], priors: Sequence[MotionPrior | None], num_rows: int
 ) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-    """Words (sample, index in its prior), flat token rows b·R + r, and each token's word."""
+    """Words (sample, index in its prior or WHOLE), flat token rows b·R + r, and each token's word."""
     words: list[tuple[int, int]] = []
     tokens: list[int] = []
     token_word: list[int] = []
@@ -302,6 +313,10 @@ def _matched_words(
                 token_word.extend([len(words)] * len(positions))
                 words.append((sample, index))
             row += len(positions)
+        if match.answer is not None and max(masses) > 0:
+            tokens.append(row)
+            token_word.append(len(words))
+            words.append((sample, WHOLE))
     return words, tokens, token_word
 
 

@@ -19,12 +19,14 @@ class WordMatch:
     """The student's tokens of each of a prior's words.
 
     pairs: (index of the word in the prior, sequence positions of its tokens), in prior order;
-    unmatched: indices of the prior's words without a token; reason: why all are unmatched.
+    unmatched: indices of the prior's words without a token; reason: why all are unmatched;
+    answer: sequence position whose row gives the answer's first token, where it is aligned too.
     """
 
     pairs: list[tuple[int, list[int]]]
     unmatched: list[int]
     reason: str = ""
+    answer: int | None = None
 
     @property
     def total(self) -> int:
@@ -33,8 +35,8 @@ class WordMatch:
 
     @property
     def rows(self) -> list[int]:
-        """Sequence positions of all matched words' tokens, word after word: rows to capture."""
-        return [position for _, positions in self.pairs for position in positions]
+        """Sequence positions to capture: all matched words' tokens, word after word, then the answer's row."""
+        return [p for _, positions in self.pairs for p in positions] + ([] if self.answer is None else [self.answer])
 
 
 def match_words(

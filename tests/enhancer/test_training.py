@@ -298,6 +298,20 @@ def test_a_sample_that_is_too_long_is_told_before_encoding(samples, cache):
     assert batch[NOTES].ids == ["s1"] and batch[NOTES].request is None
 
 
+def test_the_row_that_gives_the_answer_is_captured_too(samples, cache):
+    student = tiny_student()
+    usable, prompts, _ = check_texts(samples[:3], student)
+    items = [TrainingClips(usable, prompts, student, SAMPLING, cache)[n] for n in range(3)]
+    words = Collator(student, prompts, prior_of, None)(items)[NOTES]
+    batch = Collator(student, prompts, prior_of, None, answer_row=True)(items)
+    for b, match in enumerate(batch[NOTES].matches):
+        learnt = (batch["labels"][b] != -100).nonzero()[0].item()  # a row gives the token that follows it
+        assert match.answer == learnt - 1 and match.rows == [*words.matches[b].rows, learnt - 1]
+        assert batch[NOTES].request.rows[b][batch[NOTES].request.row_mask[b]].tolist() == match.rows
+    elsewhere = Collator(student, prompts, lambda s: prior_of(s, text="of nothing here"), None, answer_row=True)(items)
+    assert [match.answer for match in elsewhere[NOTES].matches] == [None] * 3
+
+
 def test_missing_priors(samples, cache, tmp_path):
     def some(sample):
         return prior_of(sample) if sample.id in ("s0", "s1") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -176,13 +177,22 @@ def plain_align(rows_brc, matches, grids, priors, kind, normalize, mode):
             target = prior.maps[index : index + 1] * prior.grid.valid
             target = normalize_rows(target, normalize)
             losses.append(row_losses(row, target, kind)[0] * prior.weight[index])
+        if match.answer is not None:
+            mass.append(float(rows_brc[b, at].sum()))
+            row = rows_brc[b, at, : grids[b].num_tokens].reshape(1, *grids[b].shape)
+            row = normalize_rows(regrid(row, grids[b], prior.grid, mode), normalize)
+            target = torch.zeros(1, *prior.grid.shape)
+            for each, weight in zip(prior.maps * prior.grid.valid, prior.weight, strict=True):
+                target += each / each.sum() * weight
+            losses.append(row_losses(row, normalize_rows(target, normalize), kind)[0] * prior.weight.mean())
         total = total + torch.stack(losses).mean()
     return total / len(matches), sum(mass) / len(mass)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("mode", ["overlap", "trilinear"])
-def test_batch_equals_a_plain_loop(kind, mode):
+@pytest.mark.parametrize("answers", [0, 2])
+def test_batch_equals_a_plain_loop(kind, mode, answers):
     torch.manual_seed(0)
     valid = torch.rand(3, 4, 4) > 0.2
     prior_grids = [make_grid(3, 4, 4, valid=valid), make_grid(2, 3, 5)]
@@ -199,13 +209,14 @@ def test_batch_equals_a_plain_loop(kind, mode):
         WordMatch([(1, [2])], [0]),
         WordMatch([(0, [2])], []),
     ]
-    rows = torch.rand(4, 4, 24)
+    matches = [replace(match, answer=10) if b < answers else match for b, match in enumerate(matches)]
+    rows = torch.rand(4, 5, 24)
     rows[2, :, 18:] = 0  # a shorter grid: padded columns
     result = align_batch(Captured(rows), matches, grids, priors, None, kind, "row", mode)
     loss, mass = plain_align(rows, matches, grids, priors, kind, "row", mode)
     torch.testing.assert_close(result.loss, loss)
     assert result.video_mass.item() == pytest.approx(mass)
-    assert (result.words_matched, result.words_total) == (5, 7)
+    assert (result.words_matched, result.words_total) == (5 + answers, 7 + answers)
 
 
 def test_division_for_accumulation_does_not_change_the_loss():
