@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vdm_priors.errors import ClipError, ModelError
-from vdm_priors.extract import ALL_ROWS_BELOW, AUTO_ROWS
+from vdm_priors.extract import AUTO_ROWS, query_rows
 from vdm_priors.settings import ExtractionSettings
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -162,17 +162,16 @@ def _forwards(settings: ExtractionSettings, guidance_kind: str) -> tuple[int, in
 def _harvest_bytes(settings: ExtractionSettings, vision: int, heads: int, layers: int, text: int) -> float:
     """float32 sums of one clip: H heads (of each layer for layer_head) × (T text tokens, twice for both, + R rows) × S_v.
 
-    One layer's values are there beside them. Rows of ALL_ROWS_BELOW tokens and more are streamed and not kept.
+    Rows that are streamed are not kept (vdm_priors.extract.query_rows).
     """
-    rows = settings.rows
-    if rows == "auto":
-        rows = "all" if vision < ALL_ROWS_BELOW else AUTO_ROWS
+    harvested = layers if settings.layers is None else len(set(settings.layers))
+    judged = heads * (harvested if settings.head_scope == "layer_head" else 1)
+    rows, streamed = query_rows(settings, vision, judged)
     kept = vision if rows == "all" else min(int(rows), vision)
-    if not settings.head_selection or kept >= ALL_ROWS_BELOW:
+    if not settings.head_selection or streamed:
         kept = 0
     directions = 2 if settings.direction == "both" else 1
-    places = 1 + (layers if settings.head_scope == "layer_head" else 1)
-    return 4.0 * heads * places * (directions * text + kept) * vision
+    return 4.0 * judged * (directions * text + kept) * vision
 
 
 def _vae_flops(teacher: Any, frames: int, size: tuple[int, int], decodes: bool) -> float:

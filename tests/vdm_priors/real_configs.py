@@ -2,7 +2,8 @@
 
     folder = write_configs("cogvideox-5b", tmp_path)
 
-Values are those that decide sizes; what is left out is diffusers' default, which the published files repeat.
+Values are those that decide sizes, and the schedulers' own; what is left out is diffusers' default, which the published
+files repeat. docs/teachers.md says which of them were compared with public documents.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ LLAMA_8B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers"
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
           "vocab_size": 49408}
 COGVIDEOX_SCHEDULER = {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-                       "beta_end": 0.012, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+                       "beta_end": 0.012, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
+                       "clip_sample": False, "set_alpha_to_one": True, "snr_shift_scale": 1.0}  # 2B: 3.0
+COGVIDEOX_VAE = {"block_out_channels": [128, 256, 256, 512], "scaling_factor": 0.7}
 WAN_SCHEDULER = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SHIFTING = {"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
             "max_image_seq_len": 4096, "shift_terminal": 0.1}
@@ -32,15 +35,15 @@ CONFIGS = {
         "text_encoder": ("transformers", "T5EncoderModel", T5_XXL),
         "transformer": ("diffusers", "CogVideoXTransformer3DModel", {
             "num_layers": 42, "num_attention_heads": 48, "use_rotary_positional_embeddings": True}),
-        "vae": ("diffusers", "AutoencoderKLCogVideoX", {"block_out_channels": [128, 256, 256, 512]}),
-        "scheduler": ("diffusers", "CogVideoXDPMScheduler", COGVIDEOX_SCHEDULER)}),
+        "vae": ("diffusers", "AutoencoderKLCogVideoX", COGVIDEOX_VAE),
+        "scheduler": ("diffusers", "CogVideoXDDIMScheduler", COGVIDEOX_SCHEDULER)}),
     "cogvideox15-5b": ("CogVideoXPipeline", {}, {
         "text_encoder": ("transformers", "T5EncoderModel", T5_XXL),
         "transformer": ("diffusers", "CogVideoXTransformer3DModel", {
             "num_layers": 42, "num_attention_heads": 48, "use_rotary_positional_embeddings": True, "patch_size_t": 2,
             "patch_bias": False, "sample_frames": 81, "sample_height": 96, "sample_width": 170}),
-        "vae": ("diffusers", "AutoencoderKLCogVideoX", {"block_out_channels": [128, 256, 256, 512]}),
-        "scheduler": ("diffusers", "CogVideoXDPMScheduler", COGVIDEOX_SCHEDULER)}),
+        "vae": ("diffusers", "AutoencoderKLCogVideoX", {**COGVIDEOX_VAE, "invert_scale_latents": True}),
+        "scheduler": ("diffusers", "CogVideoXDDIMScheduler", COGVIDEOX_SCHEDULER)}),
     "wan21-1.3b": ("WanPipeline", {}, {
         "text_encoder": ("transformers", "UMT5EncoderModel", UMT5_XXL),
         "transformer": ("diffusers", "WanTransformer3DModel", {
@@ -54,22 +57,26 @@ CONFIGS = {
             "in_channels": 48, "out_channels": 48}),
         "transformer_2": (None, None, None),
         "vae": ("diffusers", "AutoencoderKLWan", WAN22_VAE),
-        "scheduler": ("diffusers", "UniPCMultistepScheduler", WAN_SCHEDULER)}),
+        "scheduler": ("diffusers", "UniPCMultistepScheduler", {**WAN_SCHEDULER, "flow_shift": 5.0})}),
     "ltx-video": ("LTXPipeline", {}, {
         "text_encoder": ("transformers", "T5EncoderModel", T5_XXL),
-        "transformer": ("diffusers", "LTXVideoTransformer3DModel", {}),
+        "transformer": ("diffusers", "LTXVideoTransformer3DModel", {
+            "num_layers": 28, "num_attention_heads": 32, "attention_head_dim": 64, "caption_channels": 4096}),
         "vae": ("diffusers", "AutoencoderKLLTXVideo", {}),
         "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler", SHIFTING)}),
     "hunyuan-video": ("HunyuanVideoPipeline", {}, {
         "text_encoder": ("transformers", "LlamaModel", LLAMA_8B),
         "text_encoder_2": ("transformers", "CLIPTextModel", CLIP_L),
-        "transformer": ("diffusers", "HunyuanVideoTransformer3DModel", {}),
+        "transformer": ("diffusers", "HunyuanVideoTransformer3DModel", {
+            "num_layers": 20, "num_single_layers": 40, "num_attention_heads": 24, "attention_head_dim": 128,
+            "guidance_embeds": True}),
         "vae": ("diffusers", "AutoencoderKLHunyuanVideo", {}),
         "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler", {"shift": 7.0}),
         "tokenizer_2": ("transformers", "CLIPTokenizer", None)}),
     "mochi-1": ("MochiPipeline", {"force_zeros_for_empty_prompt": True}, {
         "text_encoder": ("transformers", "T5EncoderModel", T5_XXL),
-        "transformer": ("diffusers", "MochiTransformer3DModel", {}),
+        "transformer": ("diffusers", "MochiTransformer3DModel", {
+            "num_layers": 48, "num_attention_heads": 24, "attention_head_dim": 128, "pooled_projection_dim": 1536}),
         "vae": ("diffusers", "AutoencoderKLMochi", {}),
         "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True})}),
 }
