@@ -33,6 +33,8 @@ class AlignmentSettings:
                                    "(gradients shrink with the number of cells)", choices=("row", "none"))
     regrid: str = option("overlap", "student cells to prior cells: overlap keeps mass, trilinear interpolates at cell "
                                     "centres", choices=("overlap", "trilinear"))
+    sharpen: float = option(1.0, "exponent of the prior's cells on the grid of the comparison: 1 leaves them (the paper), 2 to 4 "
+                                 "gather a diffuse prior at its peaks", min=0.01, max=100)
     compare_on: str = option("prior", "grid of the comparison: prior is the paper's; on the student's, sources of different "
                                       "resolution count alike", choices=("prior", "student"))
     layers: list[int] | None = option(None, "decoder layers whose attention is averaged; negative numbers count from the "

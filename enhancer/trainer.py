@@ -199,7 +199,7 @@ class AlignedTrainer(Trainer):
         chosen = self.settings.alignment
         with torch.autocast(self.args.device.type, enabled=False):  # regridding needs full precision
             result = align_batch(notes.request, notes.matches, notes.grids, notes.priors, self.aligner, chosen.loss,
-                                 chosen.normalize, chosen.regrid, chosen.compare_on)
+                                 chosen.normalize, chosen.regrid, chosen.compare_on, chosen.sharpen)
         attention = notes.request.mean()
         if result.words_matched and not attention.requires_grad:
             raise UserError(

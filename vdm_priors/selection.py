@@ -19,7 +19,7 @@ from vdm_priors.head_errors import sampling_errors
 from vdm_priors.heads import BandMask, MotionMask, RowStatistics, row_statistics, select_heads
 from vdm_priors.settings import ExtractionSettings
 from vdm_priors.tokens import motion_terms, select_tokens
-from vdm_priors.words import Word, split_words, tokens_of_words
+from vdm_priors.words import Word, is_content_word, split_words, tokens_of_words
 
 
 @dataclass(frozen=True)
@@ -127,23 +127,26 @@ def choose_words(
 
     token_unit "token": the best ⌈ratio⌉ of the tokens that belong to a word are kept (the
     paper's T_m), and with each its word; the score reported is that of the word's best token.
-    "word": words are scored by their maps, the mean of their tokens' rows.
+    "word": words are scored by their maps, the mean of their tokens' rows. With words "content",
+    function words are scored but never kept, unless there are no others.
     """
     covered = [i for i, tokens in enumerate(read.tokens) if tokens]
+    candidates = [settings.words == "all" or is_content_word(read.words[i]) for i in covered]
+    candidates = candidates if any(candidates) else [True] * len(covered)
     word_maps = torch.stack([maps_tfhw[read.tokens[i]].mean(dim=0) for i in covered])
     if settings.token_unit == "word":
         mean, fluctuation = motion_terms(word_maps, grid.valid)
         deciding = list(range(len(covered)))
-        kept = select_tokens(mean + fluctuation, settings.token_ratio)
+        kept = select_tokens(mean + fluctuation, settings.token_ratio, torch.tensor(candidates))
     else:
         mean, fluctuation = motion_terms(maps_tfhw, grid.valid)
         score = mean + fluctuation
         deciding = [max(read.tokens[i], key=lambda t: float(score[t])) for i in covered]
         eligible = torch.zeros(len(score), dtype=torch.bool)
-        eligible[[token for i in covered for token in read.tokens[i]]] = True
+        eligible[[token for i, may in zip(covered, candidates, strict=True) if may for token in read.tokens[i]]] = True
         kept = select_tokens(score, settings.token_ratio, eligible)
     report = []
-    for i, unit in zip(covered, deciding, strict=True):
+    for i, unit, may in zip(covered, deciding, candidates, strict=True):
         word = read.words[i]
         report.append(
             {
@@ -153,7 +156,7 @@ def choose_words(
                 "score": float(mean[unit] + fluctuation[unit]),
                 "mean": float(mean[unit]),
                 "fluctuation": float(fluctuation[unit]),
-                "selected": bool(kept[unit]) or not settings.token_selection,
+                "selected": may and (bool(kept[unit]) or not settings.token_selection),
             }
         )
     chosen = [n for n, entry in enumerate(report) if entry["selected"]]

@@ -30,8 +30,9 @@ def _option(
 
 
 FRAME_WEIGHTS = ("span", "token")
+WORDS = ("all", "content")
 # at these, keys are those of before they existed
-LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0}
+LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0, "words": "all"}
 
 
 @dataclass
@@ -105,6 +106,11 @@ class ExtractionSettings:
         "head", "head averages a head over layers (Algorithm 1); layer_head judges each layer's for itself, since "
         "heads of different layers share only their number, but takes as many times the memory as there are layers",
         choices=HEAD_SCOPES,
+    )
+    words: str = _option(
+        "all", "which words may be kept: all are candidates (the paper's), or content leaves out function words "
+        "(which, does, the), which small teachers score high and see nowhere",
+        choices=WORDS,
     )
     token_selection: bool = _option(True, "keep motion-salient words only (MTTI); false keeps all")
     token_ratio: float = _option(0.5, "share of tokens (or words) that is kept", min=0.001, max=1)

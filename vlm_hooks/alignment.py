@@ -161,16 +161,18 @@ def alignment_loss(
     valid: Tensor | None = None,
     aligner: nn.Module | None = None,
     reduction: str = "mean",
+    sharpen: float = 1.0,
 ) -> Tensor:
     """weight × distance of rows [W, F, H, W] on one grid: its mean over words, or [W] for reduction "none".
 
     Both sides are cut to the `valid` cells [F, H, W] (default all) before they are normalised; the
-    aligner acts on the student's normalised rows. weight [W] (confidence, default 1) scales a
-    word's distance and is not divided out again: words of low confidence align less. No words
-    have the mean 0. Raises UserError for kl or js without normalisation and for unknown names,
+    aligner acts on the student's normalised rows. sharpen: exponent γ of the prior's cells before
+    they are normalised, p^γ / Σ p^γ; above 1 a diffuse prior gathers at its peaks. weight [W]
+    (confidence, default 1) scales a word's distance and is not divided out again: words of low
+    confidence align less. No words have the mean 0. Raises UserError for kl or js without normalisation and for unknown names,
     ValueError for rows of two shapes.
     """
-    _check(kind, normalize)
+    _check(kind, normalize, sharpen)
     if student.shape != prior.shape or student.ndim != 4:
         raise ValueError(
             f"alignment_loss: student {list(student.shape)} and prior {list(prior.shape)} must "
@@ -180,6 +182,9 @@ def alignment_loss(
         raise ValueError(f"alignment_loss: reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
     if valid is not None:
         student, prior = student * valid, prior * valid
+    if sharpen != 1:
+        peak = prior.amax(dim=(1, 2, 3), keepdim=True)  # relative to it: a power of small numbers would vanish
+        prior = (prior / torch.where(peak > 0, peak, 1.0)) ** sharpen
     student, prior = normalize_rows(student, normalize), normalize_rows(prior, normalize)
     if aligner is not None:
         student = aligner(student)
@@ -193,17 +198,20 @@ def alignment_loss(
     return losses.mean() if len(losses) else losses.sum()
 
 
-def _check(kind: str, normalize: str) -> None:
+def _check(kind: str, normalize: str, sharpen: float) -> None:
     if kind in ("kl", "js") and normalize != "row":
         raise UserError(f'The alignment loss "{kind}" compares distributions: set normalize "row".')
+    if sharpen != 1 and normalize != "row":
+        raise UserError('sharpen loses the scale of a prior: set normalize "row", or leave sharpen at 1.')
 
 
 @dataclass(frozen=True)
 class AlignmentResult:
     """Alignment of one batch: `loss` (scalar, differentiable) and what it stands on.
 
-    words_matched of words_total prior words took part, an answer's row counting as one; video_mass: the share of the matched
-    tokens' attention that falls on the captured columns, before any normalisation (mean).
+    words_matched of words_total prior words took part, an answer's row counting as one;
+    video_mass: the share of the matched tokens' attention that falls on the captured columns,
+    before any normalisation (mean).
     """
 
     loss: Tensor
@@ -222,6 +230,7 @@ def align_batch(
     normalize: str = "row",
     regrid_mode: str = "overlap",
     compare_on: str = "prior",
+    sharpen: float = 1.0,
 ) -> AlignmentResult:
     """Alignment loss of a batch of B samples from captured rows.
 
@@ -240,7 +249,7 @@ def align_batch(
     that the other side covers by less than half (moments or borders that it did not see) are
     left out on both sides before normalising. Raises UserError for unknown names.
     """
-    _check(kind, normalize)
+    _check(kind, normalize, sharpen)
     if compare_on not in GRIDS:
         raise UserError(f"Unknown grid {compare_on!r} to compare on: choose one of {', '.join(GRIDS)}.")
     attention_brc = captured.mean()
@@ -276,7 +285,7 @@ def align_batch(
             prior_rows = regrid(prior_rows, prior.grid, student_grid, regrid_mode)
             valid = student_grid.valid & (covered_share(prior.grid, student_grid) >= LEAST_COVERED)
         losses.append(alignment_loss(rows, prior_rows.to(device), kind, weights.to(device), normalize,
-                                     valid.to(device), aligner, reduction="none"))
+                                     valid.to(device), aligner, "none", sharpen))
         says.append((prior_rows * valid).sum(dim=(1, 2, 3)) > 0)
         order += members
     says = torch.cat(says)

@@ -154,7 +154,7 @@ def test_settings_that_decide_nothing_are_not_in_the_key(where, inert):
 def test_settings_that_decide_something_are_in_the_key():
     for name, value in (("guidance", 3.0), ("memory", False), ("memory_columns", "own"), ("rows", 7), ("seed", 3),
                         ("head_ratio", 0.25), ("token_ratio", 0.25), ("reconstruction", False), ("steps", 4),
-                        ("mask", "band"), ("layers", [0]), ("confidence", "both")):
+                        ("mask", "band"), ("layers", [0]), ("confidence", "both"), ("words", "content")):
         assert replace(ExtractionSettings(), **{name: value}).effective() != ExtractionSettings().effective(), name
     measured = ExtractionSettings(harvest_at="inversion")  # its PSNR is that of a guided denoising
     assert replace(measured, guidance=3.0).effective() != measured.effective()
@@ -167,9 +167,9 @@ def test_settings_that_decide_something_are_in_the_key():
 
 def test_options_that_came_later_leave_the_defaults_keys_as_they_were():
     """Stores that were filled before these options existed remain in use."""
-    later = {"mask", "layers", "confidence", "mask_radius", "band_width", "band_unit", "band_order"}
+    later = {"mask", "layers", "confidence", "words", "mask_radius", "band_width", "band_unit", "band_order"}
     assert not (later - {"mask_radius"}) & set(ExtractionSettings().effective())
-    assert later - {"mask_radius"} <= set(ExtractionSettings(mask="band", layers=[0], confidence="both").effective())
+    assert later - {"mask_radius"} <= set(ExtractionSettings(mask="band", layers=[0], confidence="both", words="content").effective())
 
 
 def test_noise_harvest_against_a_plain_run():

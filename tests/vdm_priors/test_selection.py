@@ -59,6 +59,22 @@ def motion_score(map_fhw) -> float:
 
 
 @pytest.mark.parametrize("unit", ["token", "word"])
+@pytest.mark.parametrize("selection", [True, False])
+def test_function_words_can_be_left_out(unit, selection):
+    maps = torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    maps[[0, 5]] += 5  # `a` and `it` score highest
+    settings = ExtractionSettings(token_unit=unit, token_ratio=0.5, token_selection=selection, words="content")
+    words, kept, report = choose_words(maps, read_text(TEXT, OFFSETS), make_grid(3, 2, 2), settings)
+    assert [entry["text"] for entry in report] == list(WORDS)  # scored all the same
+    assert {word.text for word in words} <= {"red", "disc", "spins"}
+    assert len(words) == (3 if not selection else len([e for e in report if e["selected"]])) == len(kept)
+    only, *_ = choose_words(maps[:2], read_text("is it", [(0, 2), (3, 5)]), make_grid(3, 2, 2), settings)
+    assert only  # nothing else is there
+    everything = choose_words(maps, read_text(TEXT, OFFSETS), make_grid(3, 2, 2), ExtractionSettings(token_unit=unit))[0]
+    assert {"a", "it"} & {word.text for word in everything}
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
 def test_words_are_those_of_the_best_tokens_or_the_best_words(unit, ratio):
     maps = torch.rand(10, 3, 2, 2, generator=torch.Generator().manual_seed(4))

@@ -50,6 +50,16 @@ class Captured:
         return self.rows_brc
 
 
+def test_sharpening_is_a_power_of_the_prior_and_keeps_the_best_row():
+    student, prior = torch.rand(2, 2, 3, 3), torch.rand(2, 2, 3, 3) + 0.01
+    powered = torch.stack([row**3 / (row**3).sum() for row in prior])
+    torch.testing.assert_close(alignment_loss(student, prior, "mse", sharpen=3.0), alignment_loss(student, powered, "mse"))
+    tiny = prior * 1e-30  # a power of it would be 0
+    torch.testing.assert_close(alignment_loss(student, tiny, "mse", sharpen=3.0), alignment_loss(student, powered, "mse"))
+    with pytest.raises(UserError, match="sharpen"):
+        alignment_loss(student, prior, "mse", normalize="none", sharpen=2.0)
+
+
 # --- losses ------------------------------------------------------------------------------
 
 
