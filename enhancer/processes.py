@@ -1,8 +1,9 @@
 """Processes that extract priors together: `accelerate launch` and `torchrun` start them and say which is which.
 
 They need no process group. What they share lies in the prior store: the priors, who makes which
-(vdm_priors.store.Claims), and in <store>/.extraction/<run>/ one record a process, which says what it did and what it could
-not do. A process holds a lock beside its record while it lives, so that the others can tell a slow one from a dead one.
+(vdm_priors.store.Claims), and in <store>/.extraction/<run>/ one record a process, which says what it did and what it
+could not do. A process holds a lock beside its record while it lives, so that the others can tell a slow one from a
+dead one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 COUNT = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 LOCAL = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 TELL_EVERY = 1.0  # seconds between two records of a process that only say how far it is
+IMPORTED = time.time()
 END = object()
 Item = TypeVar("Item")
 
@@ -51,8 +53,9 @@ class Process:
             rank, count = told(RANK, 0), told(COUNT, 1)
             local = told(LOCAL, rank)
         except ValueError as error:
-            raise UserError(f"One of the environment's {RANK[0]}, {COUNT[0]} and {LOCAL[0]} is no number ({error}); start "
-                            f"the processes with `accelerate launch` or `torchrun`.") from error
+            raise UserError(
+                f"One of the environment's {RANK[0]}, {COUNT[0]} and {LOCAL[0]} is no number ({error}); start the "
+                f"processes with `accelerate launch` or `torchrun`.") from error
         if not 0 <= rank < count:
             raise UserError(f"The environment says RANK={rank} of WORLD_SIZE={count}; ranks count from 0.")
         return cls(rank, count, local)
@@ -72,7 +75,8 @@ class Process:
 class Team:
     """This process among those that fill one store for one run, and their records.
 
-    Process 0 removes the records of processes that are no more as it begins: they are of an earlier time.
+    As it begins, process 0 removes the records of processes that ended before it was started: those are of an earlier
+    launch. One of this launch may have ended too, if it found nothing to do while process 0 still loaded.
     """
 
     def __init__(self, store: Path, run: str, process: Process) -> None:
@@ -88,8 +92,9 @@ class Team:
         with readable_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.process.rank == 0:
+            since = _started()
             for path in self.folder.glob("*.json"):
-                if not self._alive(int(path.stem)):
+                if path.stat().st_mtime < since and not self._alive(int(path.stem)):
                     path.unlink(missing_ok=True)
         with open(self._lock(self.process.rank), "ab") as lock:  # closing it ends the lock
             _try_lock(lock)
@@ -158,6 +163,15 @@ class Team:
 
     def _lock(self, rank: int) -> Path:
         return self.folder / f"{rank}.lock"
+
+
+def _started() -> float:
+    """When this process was started, in seconds since 1970; where the system does not say, when this file was read."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError, IndexError):
+        return IMPORTED
 
 
 def _try_lock(file: Any) -> bool:

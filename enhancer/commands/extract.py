@@ -21,6 +21,7 @@ from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
 
 SHOWN_WORDS = 10  # words without a prior that are named
+SHOWN_HEADS = 8
 
 
 @dataclass
@@ -33,7 +34,9 @@ class VideoExtraction:
     threads: int = option(1, "CPU threads", min=1, max=1024)
 
 
-def extract_video(video: Path, text: str, teacher: str | None, out: Path, overrides: list[str], console: Console) -> str:
+def extract_video(
+    video: Path, text: str, teacher: str | None, out: Path, overrides: list[str], console: Console
+) -> str:
     """Makes (or reuses) the prior of one video and text, prints what it is, and returns its key."""
     import torch
 
@@ -102,13 +105,43 @@ def _describe(prior: MotionPrior, duration: float, notes: list[str], own: str, c
         cut = facts["not_covered"]
         more = f" and {len(cut) - SHOWN_WORDS} more" if len(cut) > SHOWN_WORDS else ""
         console.warn(f"beyond the teacher's text limit, so without a prior: {', '.join(cut[:SHOWN_WORDS])}{more}")
-    heads = facts.get("head_scores")
-    if heads:
-        kept = [i for i, selected in enumerate(heads["selected"]) if selected]
-        console.print(f"motion-sensitive heads: {', '.join(map(str, kept))} of {len(heads['selected'])}", markup=False)
+    if facts.get("head_scores"):
+        for line in _heads(facts["head_scores"]):
+            console.print(line, markup=False)
+    if facts.get("confidence"):
+        console.print(_confidence(prior), markup=False)
     quality = facts.get("reconstruction") or {}
     if quality.get("psnr_db") is not None:
         console.print(f"reconstruction after inversion: {quality['psnr_db']:.1f} dB PSNR, latent relative L2 "
                       f"{quality['latent_relative_l2']:.3f}", markup=False)
     frames, rows, columns = prior.grid.shape
-    console.print(f"prior: {len(prior.words)} words × {frames} frames × {rows} rows × {columns} columns", markup=False)
+    selected = ", ".join(word.text for word in prior.words)
+    console.print(f"prior: {len(prior.words)} words ({selected}) × {frames} frames × {rows} rows × {columns} columns",
+                  markup=False)
+
+
+def _heads(scores: dict) -> list[str]:
+    """Which heads were kept, the best of them, and how sure the choice is."""
+    kept = [i for i, selected in enumerate(scores["selected"]) if selected]
+    best = sorted(kept, key=lambda i: -scores["score"][i])[:SHOWN_HEADS]
+    shown = ", ".join(f"{i} ({scores['score'][i]:+.2f})" for i in best)
+    more = f" and {len(kept) - len(best)} more" if len(kept) > len(best) else ""
+    lines = [f"motion-sensitive heads: {len(kept)} of {len(scores['selected'])}, by score {shown}{more}"]
+    rows, cells = scores["rows"]
+    if rows == cells:
+        lines.append(f"  judged by all {cells} rows: no sampling error")
+    elif scores["exchanged"] is None:
+        lines.append(f"  judged by {rows} of {cells} rows, too few to say how sure the choice is")
+    else:
+        lines.append(f"  judged by {rows} of {cells} rows: another draw would exchange about {scores['exchanged']:.1f} of "
+                     f"the {len(kept)}")
+    return lines
+
+
+def _confidence(prior: MotionPrior) -> str:
+    """How far the maps are from uniform and how much they change from frame to frame, both 0 to 1, and the weights."""
+    facts = prior.provenance["confidence"]
+    measured = ", ".join(f"{name} {facts[name]['prior']:.2f}" for name in ("concentration", "mobility"))
+    weights = ", ".join(f"{word.text} {weight:.2f}" for word, weight in zip(prior.words, prior.weight.tolist(), strict=True))
+    gated = "" if all(weight == 1 for weight in prior.weight.tolist()) else f"; weights: {weights}"
+    return f"confidence (0 to 1, mean of the kept words): {measured}{gated}"

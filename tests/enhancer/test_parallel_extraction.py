@@ -155,6 +155,21 @@ def test_the_first_process_reports_what_all_did(tmp_path):
     assert (again.reused, again.made, len(again.problems)) == (10, 0, 4)  # and failed ones are tried again
 
 
+def test_a_process_that_ends_before_the_first_begins_keeps_its_record(tmp_path):
+    """It found everything done, say, while process 0 loaded; a record of an earlier launch goes."""
+    samples = make_samples(4)
+    helpers = [fork.Process(target=fill, args=(tmp_path, samples, Process(rank, 3)), kwargs={"bad": ("s1",)})
+               for rank in (1, 2)]
+    for helper in helpers:
+        helper.start()
+        assert joined([helper]) == [0]
+    team = Team(tmp_path / "store", "run", Process(0, 3))
+    os.utime(team.folder / "2.json", (0, 0))
+    with team.working():
+        assert [record["rank"] for record in team.others(now=True)] == [1]
+        assert list(team.problems().values()) == ["it is bad"] and team.lost() == []
+
+
 def test_a_process_that_fails_is_named_and_its_work_is_done(tmp_path):
     samples = make_samples(8)
     helper = fork.Process(target=fill, args=(tmp_path, samples, Process(1, 2)), kwargs={"breaks": True})
@@ -173,6 +188,8 @@ def test_a_process_that_fails_is_named_and_its_work_is_done(tmp_path):
     assert [sentence.split(":")[0] for sentence in first.lost()] == [
         "process 1 of 3 failed", "process 2 of 3 ended without a word"]
     assert "no memory left" in first.lost()[0]
+    for record in team.folder.glob("*.json"):
+        os.utime(record, (0, 0))
     with first.working():  # the first process begins: earlier records are of another time
         assert first.lost() == []
         report = fill_store(LoggedSource(tmp_path / "log.txt"), samples, store, team=first, label="logged")
@@ -265,13 +282,6 @@ def test_extract_under_torchrun(oracle_recipe, tmp_path):
     # one that ended before process 0 began is an earlier time's to it, and its record goes
     assert {record["status"] for record in records} == {"finished"} and 0 in {record["rank"] for record in records}
     assert read_json(run / "run.json", {})["status"] == "finished"
-
-
-def test_only_extract_takes_several_processes(oracle_recipe, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="process 1 of 2, but only `enhancer extract` works with several"):
-        run_enhance(load_recipe(oracle_recipe).recipe, Console(quiet=True))
 
 
 @pytest.mark.parametrize("values, message", [({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 of WORLD_SIZE=2"),
