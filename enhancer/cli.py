@@ -274,6 +274,28 @@ def evaluate(
     evaluate_model(model, data, root, protocol, frames, fps, batch_size, limit, threads, out, Console(quiet))
 
 
+@app.command("inspect")
+@guarded
+def inspect_(
+    video: Annotated[Path, typer.Option(help="One video file.")],
+    text: Annotated[str, typer.Option(help="A question; its words are looked up on both sides.")],
+    model: Annotated[str, typer.Option(help="Student: a model folder, hub name, or `world`.")] = "world",
+    teacher: Annotated[str, typer.Option(help="Whose tokens stand beside the student's: `world`, a diffusers folder or hub name.")] = "world",
+    frames: Annotated[int, typer.Option(help="Frames of the clip.", min=1)] = 8,
+    fps: Annotated[Optional[float], typer.Option(help="Frames a second, at most --frames of them.")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="Draw the attention of each word over the cells as well.")] = False,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("inspect.html"),
+    quiet: Quiet = False,
+) -> None:
+    """Draw where every visual token lies on a video's frames, and list the words' tokens of teacher and student.
+
+    enhancer inspect --model world --video clip.mp4 --text "Which way does the red ball roll?" --attention
+    """
+    from enhancer.commands.inspect import inspect_video
+
+    inspect_video(model, video, text, teacher, frames, fps, attention, out, Console(quiet))
+
+
 @app.command()
 @guarded
 def export(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
@@ -427,6 +449,27 @@ def store_gc(folder: Store, run: Annotated[Optional[list[Path]], typer.Option(he
     from enhancer.commands.store import collect_garbage
 
     collect_garbage(folder, run or [], recipe or [], yes, Console(quiet))
+
+
+@app.command()
+@guarded
+def motion(
+    video: Annotated[Path, typer.Argument(metavar="FILE", help="A video file.")],
+    out: Annotated[Optional[Path], typer.Option(help="PNG with arrows, validity and groups of pictures; default: FILE's name "
+                                                     "with .motion.png, in this folder.")] = None,
+    film: Annotated[Optional[Path], typer.Option(help="A video of all frames with arrows and validity as well.")] = None,
+    start: Annotated[float, typer.Option(help="Seconds after the first frame.", min=0)] = 0.0,
+    end: Annotated[Optional[float], typer.Option(help="Seconds; default: the end.")] = None,
+    references: Annotated[str, typer.Option(help="H.264: `match` finds how far away reference pictures are, `assume` takes 1.")] = "match",
+    fallback: Annotated[str, typer.Option(help="Where a codec exports no vectors: `reencode`, `mestimate` or `none`.")] = "reencode",
+) -> None:
+    """Show what a compressed video says of motion: its own vectors, frame types, groups of pictures, validity.
+
+    enhancer motion bikes.mp4 --film bikes.motion.mp4
+    """
+    from enhancer.commands.motion import show_motion
+
+    show_motion(video, start, end, references, fallback, out or Path(f"{video.stem}.motion.png"), film, Console())
 
 
 @app.command()

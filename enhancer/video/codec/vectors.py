@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 @dataclass
 class DecodedFrame:
     """One frame. ordinal: its packet's number; inside: it belongs to the segment, not to a neighbour whose pictures are
-    decoded along; kind: I, P, B, S or ?; vectors: VECTOR records or None (an I-frame has none); luma uint8 [H, W] and
+    decoded along; kind: I, P, B, S or ?; vectors: VECTOR records or None (an I-frame has none); luma uint8 [H, W], rgb uint8 [H, W, 3] and
     qp int16 [rows, columns of 16 px] where asked for, with luma a thumbnail for cuts; quarter_turns: upright = rot90(picture, quarter_turns)."""
 
     ordinal: int
@@ -55,6 +55,7 @@ class DecodedFrame:
     luma: np.ndarray | None = None
     qp: np.ndarray | None = None
     thumbnail: np.ndarray | None = None
+    rgb: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Wanted:
 
     vectors: bool = True
     luma: bool = False
+    rgb: bool = False
     qp: bool = False
 
 
@@ -130,7 +132,7 @@ def _prepare(context: av.VideoCodecContext, index: StreamIndex, wanted: Wanted, 
         options["flags2"] = "+export_mvs"
     if wanted.qp:
         options["export_side_data"] = "venc_params"
-    if not wanted.luma:  # the pictures are garbage then, the vectors the same
+    if not (wanted.luma or wanted.rgb):  # the pictures are garbage then, the vectors the same
         options.update(skip_loop_filter="all", skip_idct="all")
     context.options = options
     context.copy_opaque = True
@@ -168,7 +170,8 @@ def _taken(frame: av.VideoFrame, ordinal: int, inside: bool, wanted: Wanted, con
         ordinal, inside, KINDS.get(int(frame.pict_type), "?"), bool(frame.key_frame), bool(frame.is_corrupt),
         bool(frame.interlaced_frame), frame.height, frame.width, round(frame.rotation / 90) % 4,
         vectors=None if side is None else np.frombuffer(bytes(side), VECTOR),  # copied: a view would hold the whole frame
-        luma=luma, qp=_quantisers(frame) if wanted.qp else None, thumbnail=None if luma is None else thumbnail(luma))
+        luma=luma, qp=_quantisers(frame) if wanted.qp else None, thumbnail=None if luma is None else thumbnail(luma),
+        rgb=converter.reformat(frame, format="rgb24", threads=1).to_ndarray() if wanted.rgb else None)
 
 
 def luma_of(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
