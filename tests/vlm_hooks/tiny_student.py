@@ -62,17 +62,17 @@ def make_clip(frames: int = 4, height: int = 32, width: int = 48, fps: float = 2
     return Clip(pixels, [index / fps for index in range(frames)], frames / fps)
 
 
-def make_tokenizer(vocabulary: str) -> Qwen2Tokenizer:
+def make_tokenizer(vocabulary: str, added: list[str] = VISION_TOKENS, **settings) -> Qwen2Tokenizer:
+    """Qwen2's tokenizer, or the same class with a byte vocabulary, with `added` special tokens."""
+    chat = ["<|im_start|>", "<|im_end|>"]
     if vocabulary == "qwen2":
-        tokenizer = Qwen2Tokenizer.from_pretrained(QWEN2)
+        tokenizer = Qwen2Tokenizer.from_pretrained(QWEN2, **settings)
     else:
-        alphabet = _byte_alphabet()
-        vocab = {symbol: index for index, symbol in enumerate(alphabet)}
+        vocab = {symbol: index for index, symbol in enumerate(_byte_alphabet())}
         ends = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-        tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], **ends)
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    known = ["<|im_start|>", "<|im_end|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": known + VISION_TOKENS})
+        tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], **ends, **settings)
+        tokenizer.add_special_tokens({"additional_special_tokens": chat})
+    tokenizer.add_special_tokens({"additional_special_tokens": chat + added})
     return tokenizer
 
 
