@@ -17,10 +17,10 @@ TINTS = {Validity.INTRA: (255, 150, 0), Validity.OUT_OF_FRAME: (255, 0, 255), Va
          Validity.UNAVAILABLE: (110, 110, 110)}  # RGB
 KIND_COLOURS = {"I": "#d95f02", "P": "#1b9e77", "B": "#7570b3", "S": "#666666"}
 ARROWS = 40  # along the longer side, at most
-LEAST_SHOWN = 0.1  # pixels a frame; slower cells get no arrow
+LEAST_SHOWN = 2.0  # drawn pixels; shorter arrows are left out
 SHORTER_SIDE = 270  # pixels of a drawn frame, at least
 PANELS = 6
-ARROW_REACH = 1.5  # spacings that the fast arrows (90th percentile) are long
+ARROW_REACH = 0.9  # spacings that the fast arrows (90th percentile) are long
 
 
 def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | None = None) -> np.ndarray:
@@ -40,7 +40,7 @@ def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | Non
             cells = field.displacement[row, top:top + group, left:left + group].reshape(-1, 2)
             cells = cells[~np.isnan(cells[:, 0])]
             motion = np.median(cells, axis=0) if len(cells) else np.zeros(2)
-            if np.hypot(*motion) >= LEAST_SHOWN:
+            if np.hypot(*motion) * frames * factor >= LEAST_SHOWN:
                 middle = np.array([field.column_edges[left] + field.column_edges[min(left + group, columns)],
                                    field.row_edges[top] + field.row_edges[min(top + group, rows)]]) / 2
                 _arrow(image, middle * factor, motion * frames * factor)
@@ -48,9 +48,9 @@ def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | Non
 
 
 def arrow_frames(field: MotionField, group: int = 1) -> float:
-    """How many frames of motion an arrow shows, so that fast cells' arrows are a little longer than their spacing."""
+    """How many frames of motion an arrow shows, so that fast cells' arrows are about as long as their spacing."""
     speed = np.hypot(*np.moveaxis(field.displacement[field.valid], -1, 0))
-    speed = speed[speed >= LEAST_SHOWN]
+    speed = speed[speed > 0]
     spacing = group * float(np.diff(field.row_edges).max())
     return ARROW_REACH * spacing / float(np.percentile(speed, 90)) if len(speed) else 1.0
 
@@ -116,6 +116,7 @@ def _draw_timeline(field: MotionField, figure) -> None:
     speed.plot(field.times, means, color="black", linewidth=1, label="mean speed of valid cells")
     for n, time in enumerate(field.times[field.cuts]):
         speed.axvline(time, color="red", linewidth=1, label="scene cut" if n == 0 else None)
+    speed.set_ylim(bottom=0)
     speed.set_ylabel("px/second")
     speed.set_xlabel("seconds\n" + textwrap.shorten("; ".join(field.notes), 160))
     share = speed.twinx()
