@@ -18,6 +18,7 @@ from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.evaluation.multiple_choice import evaluate
 from enhancer.evaluation.scores import summarise
+from enhancer.processes import Process
 from enhancer.recipe_schema import CONTROL, ArmSettings, EnhanceRecipe
 from enhancer.runfolder import read_json, readable_write_errors, write_json, write_lines
 from enhancer.shipped import student_path, torch_device
@@ -78,12 +79,16 @@ def store_folder(run: Path, recipe: EnhanceRecipe) -> Path:
 
 def loaded_student(folder: str, recipe: EnhanceRecipe) -> Any:
     """A student in the recipe's number type, on its device."""
-    return load_student(folder, dtype=getattr(torch, recipe.student.dtype), device=torch_device(recipe.device))
+    device = Process.this().device(torch_device(recipe.device))
+    return load_student(folder, dtype=getattr(torch, recipe.student.dtype), device=device)
 
 
 def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, samples: list[Sample],
               console: Console) -> list[Problem]:
-    """Trains and exports one student, unless that is done; returns the samples it had to leave out."""
+    """Trains and exports one student, unless that is done; returns the samples it had to leave out.
+
+    Of several processes all train, and process 0 does the rest.
+    """
     place = arm_folder(run, arm.name, seed)
     if is_trained(run, arm.name, seed):
         return []
@@ -96,6 +101,8 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
         result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
                        frame_cache=FrameCache(), progress=bar, seed=seed)
+    if Process.this().rank > 0:
+        return []
     if result.start_step:
         console.note(f"{arm.name}, seed {seed}: steps 1 to {result.start_step} were reused from a checkpoint")
     with readable_write_errors(place):

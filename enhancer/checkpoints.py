@@ -51,8 +51,8 @@ def checkpoint_to_resume(folder: Path, described: dict, resume: bool) -> Path | 
         listed = [f"{CALLED[line.split(':')[0]]} are others" if line.split(":")[0] in CALLED else line
                   for line in differences(kept, described)]
         raise UserError(
-            f"{newest}: is a checkpoint of another training; what differs: {'; '.join(listed)}. Choose another output folder, "
-            "or set training.resume to false to start over."
+            f"{newest}: is a checkpoint of another training; what differs: {'; '.join(listed)}. Choose another output "
+            "folder, or set training.resume to false to start over."
         )
     return newest
 

@@ -110,6 +110,8 @@ def run(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False, q
     enhancer run quickstart
 
     enhancer run mine.yaml seeds=[0,1,2] parallel_arms=2
+
+    torchrun --nproc-per-node 8 -m enhancer run mine.yaml     (or: accelerate launch --multi_gpu --num_processes 8 -m enhancer ...)
     """
     _run(recipe, overrides, fresh, quiet)
 
@@ -128,11 +130,15 @@ def train(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False,
 
 def _run(name: str, overrides: list[str] | None, fresh: bool, quiet: bool, until: str | None = None) -> None:
     from enhancer.jobs import load_recipe
+    from enhancer.processes import Process
     from enhancer.recipe_schema import EnhanceRecipe
 
     loaded = load_recipe(name, overrides or [])
     console = Console(quiet)
     stops = {} if until is None else {"until": until}
+    if not isinstance(loaded.recipe, EnhanceRecipe) and Process.this().count > 1:
+        raise RecipeError(f"{loaded.path}: only recipes of the job 'enhance' work in several processes; start this one without "
+                          f"a launcher.")
     if stops and not isinstance(loaded.recipe, EnhanceRecipe):
         raise RecipeError(f"{loaded.path}: only recipes of the job 'enhance' can stop at '{until}'; use `enhancer run`.")
     try:

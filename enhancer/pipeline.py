@@ -8,7 +8,6 @@ Every finished step is on disk, so that the same command continues where it was 
 from __future__ import annotations
 
 import dataclasses
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,15 @@ from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample, load_samples
 from enhancer.extraction import extract_priors, fill_stores, used_teachers, with_own_frames
 from enhancer.jobs import Job
+from enhancer.launch import check_launch
 from enhancer.preflight import preflight, print_preflight
 from enhancer.processes import Process, Team, ended_in_order, one_at_a_time
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import OtherInputs, RunFolder, read_json, readable_write_errors, report_skipped, write_json
-from enhancer.shipped import quiet_libraries, student_path, teacher_path
+from enhancer.shipped import quiet_libraries, student_path, teacher_path, torch_device
 from enhancer.table import BASE, make_table, rich_tables
+from enhancer.together import END, Together
 from enhancer.world import load_truth, make_world
 from enhancer.world.make import finished
 from vdm_priors.errors import ModelError, UserError
@@ -49,22 +50,30 @@ class Data:
 def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, until: str = "all") -> Path:
     """Runs a checked recipe and returns its run folder; raises UserError for what a user can mend.
 
-    Of several processes (accelerate launch, torchrun), which can only extract priors, the first one keeps the run
-    folder and speaks; the others help it.
+    Of several processes (accelerate launch, torchrun), the first one keeps the run folder, evaluates and speaks; the
+    others extract priors with it and train every student with it.
     """
     import torch
 
     torch.set_num_threads(recipe.threads)
     quiet_libraries()
     process = Process.this()
-    if process.count > 1 and until != "priors":
-        raise UserError(f"This is {process}, but only `enhancer extract` works with several. Start `enhancer run` and "
-                        f"`enhancer train` once, without a launcher; parallel_arms trains several students at once.")
-    with ended_in_order() if process.count > 1 else nullcontext():
-        return _run(recipe, console, fresh, until) if process.rank == 0 else help_extract(recipe, process)
+    if process.count == 1:
+        return _run(recipe, console, fresh, until)
+    with ended_in_order():
+        if until == "priors":
+            return _run(recipe, console, fresh, until) if process.rank == 0 else help_extract(recipe, process)
+        device = torch_device(recipe.device)
+        check_launch(recipe.training, device)
+        with Together.joined(process, device) as together:
+            if process.rank > 0:
+                return help_run(recipe, process, together)
+            folder = _run(recipe, console, fresh, until, together)
+            together.call(END)
+            return folder
 
 
-def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str) -> Path:
+def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str, together: Together | None = None) -> Path:
     recipe = with_own_frames(recipe, console)
     run = RunFolder.open(Path(recipe.output) / recipe.name, recipe, resume=recipe.resume, fresh=fresh)
     run.record["seed"] = recipe.seed
@@ -87,7 +96,7 @@ def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str) -> Pa
         if until != "priors":
             console.step("Students")
             with run.step("students"):
-                train_and_evaluate(run, recipe, train, data.test, console, evaluate=until == "all")
+                train_and_evaluate(run, recipe, train, data.test, console, evaluate=until == "all", together=together)
 
         if until == "all":
             show_results(run, recipe, data, console)
@@ -174,26 +183,48 @@ def help_extract(recipe: EnhanceRecipe, process: Process) -> Path:
     return run
 
 
+def help_run(recipe: EnhanceRecipe, process: Process, together: Together) -> Path:
+    """What the processes beside the first one do in a run: help to extract, then train with it what it calls them to."""
+    run, console = help_extract(recipe, process), Console(quiet=True)
+    try:
+        for number in together.calls():
+            arm, seed = all_students(recipe)[number]
+            run_student(run, arm, seed, console, evaluate=False)
+    except UserError as error:
+        raise type(error)(f"{process}: {error}") from error
+    return run
+
+
 # ---- students ------------------------------------------------------------------------------------
 
+def all_students(recipe: EnhanceRecipe) -> list[tuple[str, int]]:
+    """Arm and seed of every student to train, in their order."""
+    return [(arm.name, seed) for seed in recipe.seeds for arm in recipe.arms]
+
+
 def train_and_evaluate(run: RunFolder, recipe: EnhanceRecipe, train: list[Sample], test: list[Sample],
-                       console: Console, evaluate: bool = True) -> None:
-    """Trains every arm with every seed and asks all students and the base model the test questions."""
+                       console: Console, evaluate: bool = True, together: Together | None = None) -> None:
+    """Trains every arm with every seed and asks all students and the base model the test questions.
+
+    together: the processes that train each student with this one, one student after another.
+    """
     from enhancer.arms import arm_folder, is_evaluated, is_trained
 
     write_json(run.folder / "train_ids.json", [sample.id for sample in train])
-    students = [(arm.name, seed) for seed in recipe.seeds for arm in recipe.arms]
+    students = all_students(recipe)
     todo = [(arm, seed) for arm, seed in students
             if not is_trained(run.folder, arm, seed) or evaluate and not is_evaluated(run.folder, arm, seed)]
     if evaluate and not is_evaluated(run.folder, BASE, None):
         todo.insert(0, (BASE, None))
     if len(todo) < len(students):
         console.note(f"{len(students) - sum(arm != BASE for arm, _ in todo)} of {len(students)} students are already finished")
-    if recipe.parallel_arms > 1 and len(todo) > 1:
+    if recipe.parallel_arms > 1 and len(todo) > 1 and together is None:
         _in_processes(run, recipe, todo, console, evaluate)
     else:
         for arm, seed in todo:
             console.note(arm if seed is None else f"{arm}, seed {seed}")
+            if together is not None and seed is not None and not is_trained(run.folder, arm, seed):
+                together.call(students.index((arm, seed)))
             run_student(run.folder, arm, seed, console, evaluate)
     problems = [Problem(p["id"], p["reason"]) for arm, seed in students
                 for p in read_json(arm_folder(run.folder, arm, seed) / "left_out.json", [])]

@@ -17,20 +17,20 @@ import rich.table
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
-from enhancer.memory import MB
+from enhancer.launch import launch_file
+from enhancer.memory import MB, device_memory
 from enhancer.preflight_models import (
     Models, check_further_teachers, hub_unreachable, light_student, resolve_models, teacher_costs,
 )
+from enhancer.processes import Process
 from enhancer.recipe_schema import EnhanceRecipe
-from enhancer.runfolder import existing_folder, machine_memory
-from enhancer.shipped import weights_bytes
+from enhancer.runfolder import existing_folder
+from enhancer.shipped import torch_device, weights_bytes
 from enhancer.sources import SourceSpec, shared_text
 from enhancer.sources.oracle import ROWS
 from enhancer.video.clip import Sampling, read_clip
-from vdm_priors.errors import ModelError, UserError
+from vdm_priors.errors import ModelError, RecipeError, UserError
 
-TRAIN_COPIES = 4  # weights, gradients and AdamW's two moments
-ACTIVATIONS = 34  # bytes-per-token-and-width factor of a transformer layer (Korthikanti et al. 2022, eq. 2, 16-bit)
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
 HEADER = 16384  # bytes of a stored prior beside its maps, at most about (the scores of all heads are in it)
 LOOKED_AT = 16  # clips a split that are made to look at where the world is not made yet
@@ -67,7 +67,7 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     samples = [*data.train, *data.test]
     shapes = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
     longest = _student_tokens(recipe, models.student, data, shapes, report, offline)
-    _memory(recipe, models, longest, report)
+    _memory(recipe, models, *longest, report)
     clips = unmade_clips * _mean([video.stat().st_size for video in shapes])
     count = len(data.train)
     if unmade_clips:
@@ -116,16 +116,16 @@ def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: 
 
 
 def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: dict, report: Preflight,
-                    offline: bool) -> int:
-    """The longest sample in tokens; 0 where the student's configuration cannot be read."""
+                    offline: bool) -> tuple[int, int]:
+    """The longest sample's tokens and how many are visual; 0 where the student's configuration cannot be read."""
     if name is None:
-        return 0
+        return 0, 0
     try:
         student, limit = light_student(name)
     except ModelError as error:
         (report.warnings if offline and hub_unreachable(error) else report.faults).append(str(error))
-        return 0
-    longest, longest_id, visual_of, visual_counts, too_long = 0, "", {}, [], []
+        return 0, 0
+    longest, longest_id, visual_of, visual_counts, too_long = (0, 0), "", {}, [], []
     for sample in [*data.train, *data.test][:TOKENIZED]:
         if sample.video not in shapes:
             continue
@@ -142,10 +142,10 @@ def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: 
                                                f"lower student.sampling.frames (visual tokens are never cut off), or shorten its text"))
             continue
         visual_counts.append(visual)
-        if total > longest:
-            longest, longest_id = total, sample.id
+        if total > longest[0]:
+            longest, longest_id = (total, visual), sample.id
     if visual_counts:
-        report.lines.append(("student tokens a sample", f"at most {longest}", f"{min(visual_counts)} to {max(visual_counts)} of "
+        report.lines.append(("student tokens a sample", f"at most {longest[0]}", f"{min(visual_counts)} to {max(visual_counts)} of "
                              f"them visual; longest: {longest_id}; the model takes {limit}"))
     elif too_long:
         report.faults.append(f"every sample is too long; the first, {too_long[0].id}, {too_long[0].reason}.")
@@ -153,32 +153,45 @@ def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: 
     return longest
 
 
-def _memory(recipe: EnhanceRecipe, models: Models, longest: int, report: Preflight) -> None:
-    """Weights are exact; activations are the usual formula and only a rough guide."""
-    from transformers import AutoConfig
+def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, report: Preflight) -> None:
+    """What a training takes on each device, by the configuration (training_memory)."""
+    from enhancer.training_memory import skeleton_student, training_memory
 
-    if models.student is None:
+    for key in ("fsdp", "deepspeed"):
+        try:
+            if getattr(recipe.training, key):
+                launch_file(getattr(recipe.training, key), f"training.{key}")
+        except RecipeError as error:
+            report.faults.append(str(error))
+    if models.student is None or not longest:
         return
-    size = weights_bytes(models.student)
-    if size is None:
-        report.warnings.append(f"{recipe.student.model} is not on this machine yet: its memory and disk are not estimated")
-        return
-    if not longest:
-        return
-    text = AutoConfig.from_pretrained(models.student).get_text_config()
-    layers = 1 if recipe.training.gradient_checkpointing else text.num_hidden_layers
-    per_token = ACTIVATIONS * text.hidden_size * (1 if recipe.training.bf16 else 2)
-    # logits in float32 and their gradient dwarf small layers
-    activations = recipe.training.batch_size * longest * (layers * per_token + 8 * text.vocab_size)
-    one = TRAIN_COPIES * size + activations
-    processes = min(recipe.parallel_arms, len(recipe.arms) * len(recipe.seeds) + 1)
-    total = one * processes
-    report.lines.append(("memory of training", f"about {total / MB:,.0f} MB", f"{processes} × (weights {size / MB:,.0f} MB × "
-                         f"{TRAIN_COPIES} + activations {activations / MB:,.0f} MB), beside the libraries' own"))
-    have = machine_memory()
-    if have and total > have:
-        report.warnings.append(f"this machine has {have / MB:,.0f} MB: lower training.batch_size or parallel_arms, or set "
-                               f"training.gradient_checkpointing")
+    settings, processes = recipe.training, devices_of_training(recipe)
+    cost = training_memory(skeleton_student(models.student), settings, recipe.student.dtype, longest, visual, processes)
+    spread = "" if processes == 1 else f", sharded over {processes} processes" if settings.sharded \
+        else f", whole in each of {processes} processes"
+    parts = [("weights", cost.weights), ("gradients", cost.gradients), ("optimizer", cost.optimizer),
+             ("activations", cost.activations), ("logits", cost.logits), ("gathered", cost.gathered)]
+    listed = " + ".join(f"{name} {size / MB:,.0f}" for name, size in parts if size)
+    report.lines.append(("memory of training", f"about {cost.total / MB:,.0f} MB a process",
+                         f"{listed} MB{spread}; gradients come as activations go; beside the libraries' own"))
+    report.lines.append(("trained parameters", f"{cost.trained / 1e6:,.1f} million",
+                         f"of {cost.parameters / 1e6:,.1f} million"))
+    on_gpu, have = torch_device(recipe.device) != "cpu", device_memory()
+    at_once = 1 if on_gpu else max(processes, min(recipe.parallel_arms, len(recipe.arms) * len(recipe.seeds) + 1))
+    if have and cost.total * at_once > have:
+        report.warnings.append(f"{'a GPU' if on_gpu else 'this machine'} has {have / MB:,.0f} MB: lower "
+                               f"training.batch_size (and raise training.accumulate) or parallel_arms, or set "
+                               f"training.gradient_checkpointing, training.lora or training.fsdp")
+
+
+def devices_of_training(recipe: EnhanceRecipe) -> int:
+    """Processes that train a student: those of this launch; to shard, else a GPU each, or 8 where there is none."""
+    import torch
+
+    count = Process.this().count
+    if count == 1 and recipe.training.sharded:
+        return torch.cuda.device_count() if torch.cuda.device_count() > 1 else 8
+    return count
 
 
 def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, trains: bool,

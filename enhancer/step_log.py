@@ -16,10 +16,10 @@ SUMS = ("loss", "ar_loss", "alignment_loss", "words_matched", "words_total", "vi
 class StepLog:
     """Sums the values of a step's batches, joins those of all processes, and writes them; process 0 alone writes.
 
-    A row has: step; loss = ar_loss + λ · alignment_loss, means over the step; words_matched of words_total; video_mass, the
-    share of the matched words' attention that falls on the video; ar_grad_norm and alignment_grad_norm, every so many
-    steps; learning_rate; seconds of the step, data_seconds of them spent waiting for its batches (mean over processes).
-    None stands for what there was not.
+    A row has: step; loss = ar_loss + λ · alignment_loss, means over the step; words_matched of words_total; video_mass,
+    the share of the matched words' attention that falls on the video; ar_grad_norm and alignment_grad_norm, every so
+    many steps; learning_rate; seconds of the step, data_seconds of them spent waiting for its batches (mean over
+    processes). None stands for what there was not.
     """
 
     def __init__(self, path: Path, accelerator: Any) -> None:
@@ -45,7 +45,8 @@ class StepLog:
 
     def finish(self, step: int, learning_rate: float, seconds: float) -> dict:
         """The step's row, which is kept and written; the sums begin anew. All processes must call it."""
-        sums, norms = self._joined(), {f"{name}_grad_norm": self._norm(parts) for name, parts in self._gradients.items()}
+        sums = self._joined()
+        norms = {f"{name}_grad_norm": self._norm(parts) for name, parts in self._gradients.items()}
         self._sums, self._gradients = {}, {}
         matched = int(sums["words_matched"])
         row = {
@@ -65,7 +66,8 @@ class StepLog:
 
     def _joined(self) -> dict[str, float]:
         device = self._accelerator.device
-        values = torch.stack([torch.as_tensor(self._sums.get(name, 0.0), dtype=torch.float64, device="cpu") for name in SUMS])
+        sums = [self._sums.get(name, 0.0) for name in SUMS]
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float64, device="cpu") for value in sums])
         if self._accelerator.num_processes > 1:
             # GPUs of some kinds have no float64
             values = self._accelerator.reduce(values.to(device, torch.float32), "sum").double()

@@ -1,15 +1,11 @@
-"""The keys of `training`: how a student is fine-tuned and aligned, with the paper's values as defaults where it has them."""
+"""The keys of `training`: how a student is fine-tuned and aligned. Where the paper has a value it is the default."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from enhancer.recipe import option
-from enhancer.recipe_files import recipes_folder
-from vdm_priors.errors import RecipeError
 
 PARTS = ("vision", "merger", "llm")
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -22,10 +18,10 @@ class AlignmentSettings:
 
     weight: float = option(1.0, "λ: weight of the alignment loss; 0 trains on the answers alone and captures nothing",
                            min=0, max=1e6)
-    schedule: str = option("constant", "course of λ: constant is the paper's; linear falls to 0 at the end, so that the "
-                                       "prior shows where to look and then lets go", choices=("constant", "linear"))
-    loss: str = option("l2", "distance of a word's row from its prior; l2 is the paper's unsquared norm (Eq. 15), mse its "
-                             "square (Eq. 20)", choices=("l2", "mse", "kl", "js", "cosine"))
+    schedule: str = option("constant", "course of λ: constant is the paper's; linear falls to 0 at the end, so that "
+                                       "the prior shows where to look and then lets go", choices=("constant", "linear"))
+    loss: str = option("l2", "distance of a word's row from its prior; l2 is the paper's unsquared norm (Eq. 15), mse "
+                             "its square (Eq. 20)", choices=("l2", "mse", "kl", "js", "cosine"))
     aligner: str = option("pointwise", "network between student row and prior, discarded after training: per cell, per "
                                        "whole row, over neighbouring cells, or none",
                           choices=("pointwise", "row", "conv3d", "identity"))
@@ -33,21 +29,21 @@ class AlignmentSettings:
                                    "(gradients shrink with the number of cells)", choices=("row", "none"))
     regrid: str = option("overlap", "student cells to prior cells: overlap keeps mass, trilinear interpolates at cell "
                                     "centres", choices=("overlap", "trilinear"))
-    sharpen: float = option(1.0, "exponent of the prior's cells on the grid of the comparison: 1 leaves them (the paper), 2 to 4 "
-                                 "gather a diffuse prior at its peaks", min=0.01, max=100)
-    compare_on: str = option("prior", "grid of the comparison: prior is the paper's; on the student's, sources of different "
-                                      "resolution count alike", choices=("prior", "student"))
-    layers: list[int] | None = option(None, "decoder layers whose attention is averaged; negative numbers count from the "
-                                            "last; null is all")
-    answer_row: bool = option(False, "also align the row that gives the answer's first token, to what the prior's words say "
-                                     "together; the paper aligns the words' own rows only")
-    missing_prior: str = option("ar_only", "a sample without a prior trains on its answer alone, is left out (skip), or "
-                                           "stops the run (fail)", choices=("ar_only", "skip", "fail"))
-    max_unmatched: float = option(0.5, "largest share of the priors' words that may have no token in the student's prompt "
-                                       "before the run stops", min=0, max=1)
-    gradient_norms: bool = option(True, "every log_every steps, the norm of each loss's gradient (λ not in it) on the "
-                                        "attention of the last captured layer, in history.jsonl; null in it where weights are "
-                                        "sharded (FSDP2, ZeRO)")
+    compare_on: str = option("prior", "grid of the comparison: prior is the paper's; on the student's, sources of "
+                                      "different resolution count alike", choices=("prior", "student"))
+    layers: list[int] | None = option(None, "decoder layers whose attention is averaged; negative numbers count from "
+                                            "the last; null is all")
+    sharpen: float = option(1.0, "exponent of the prior's cells on the grid of the comparison: 1 leaves them (the "
+                                 "paper), 2 to 4 gather a diffuse prior at its peaks", min=0.01, max=100)
+    answer_row: bool = option(False, "also align the row that gives the answer's first token, to what the prior's "
+                                     "words say together; the paper aligns the words' own rows only")
+    missing_prior: str = option("ar_only", "a sample without a prior trains on its answer alone, is left out (skip), "
+                                           "or stops the run (fail)", choices=("ar_only", "skip", "fail"))
+    max_unmatched: float = option(0.5, "largest share of the priors' words that may have no token in the student's "
+                                       "prompt before the run stops", min=0, max=1)
+    gradient_norms: bool = option(True, "every log_every steps, the norm of each loss's gradient (λ not in it) on "
+                                        "the attention of the last captured layer, in history.jsonl; null in it "
+                                        "where weights are sharded (FSDP2, ZeRO)")
 
     def weight_at(self, progress: float) -> float:
         """λ when `progress` (0 to 1) of the steps are done."""
@@ -61,9 +57,9 @@ class LoraSettings:
     rank: int = option(16, "rank of the adapters: their size grows with it", min=1, max=4096)
     alpha: float = option(32.0, "the adapters' output is scaled by alpha / rank", min=0)
     dropout: float = option(0.0, "share of the adapters' inputs dropped in training", min=0, max=0.99)
-    targets: list[str] = option(LORA_TARGETS, "names of the linear layers that get an adapter, as they end, e.g. q_proj")
-    parts: list[str] = option(["llm"], "parts of the model whose layers get adapters and whose own weights stay as they are",
-                              choices=PARTS)
+    targets: list[str] = option(LORA_TARGETS, "how the names of the linear layers end that get an adapter, e.g. q_proj")
+    parts: list[str] = option(["llm"], "parts of the model whose layers get adapters and whose own weights stay as "
+                                       "they are", choices=PARTS)
 
 
 @dataclass
@@ -72,9 +68,9 @@ class TrainSettings:
 
     steps: int = option(400, "optimizer steps", min=1)
     batch_size: int = option(32, "samples a forward and process; memory grows with it", min=1, max=4096)
-    accumulate: int = option(1, "forwards a step: batch_size × accumulate × processes samples, with the memory of batch_size",
-                             min=1, max=4096)
-    # the paper's rates, for models of billions of parameters; the shipped student takes 100 times these (quickstart.yaml)
+    accumulate: int = option(1, "forwards a step: batch_size × accumulate × processes samples, with the memory of "
+                                "batch_size", min=1, max=4096)
+    # the paper's rates, for models of billions of parameters; the shipped student takes 100 times these
     learning_rate_llm: float = option(1e-5, "peak learning rate of the language model (and the aligner); 0 freezes it; "
                                             "1e-5 suits large models, 1e-3 the shipped one", min=0, max=1)
     learning_rate_merger: float = option(1e-5, "peak learning rate of the vision-to-language merger; 0 freezes it; "
@@ -87,16 +83,17 @@ class TrainSettings:
                            choices=("cosine", "linear", "constant"))
     max_grad_norm: float = option(1.0, "gradients are scaled down to this norm; 0 leaves them", min=0)
     bf16: bool = option(False, "bfloat16 autocast: half the activation memory, faster where the hardware has it")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward: less memory, about a third slower")
-    lora: LoraSettings | None = option(None, "train low-rank adapters instead of a part's own weights; merged at the export")
-    fsdp: str | None = option(None, "shard weights, gradients and optimizer over GPUs by FSDP2: a JSON file of transformers' "
-                                    "fsdp_config, e.g. launch/fsdp2.json of the shipped recipes; null keeps a copy a process")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward: less memory, a third slower")
+    lora: LoraSettings | None = option(None, "train low-rank adapters, not a part's own weights; merged at the end")
+    fsdp: str | None = option(None, "shard weights, gradients and optimizer over GPUs by FSDP2: a JSON file of "
+                                    "transformers' fsdp_config, e.g. launch/fsdp2.json of the shipped recipes; null "
+                                    "keeps a whole copy in each process")
     deepspeed: str | None = option(None, "shard by DeepSpeed ZeRO instead: its JSON file, e.g. launch/zero2.json or "
                                          "launch/zero3.json of the shipped recipes; needs `pip install deepspeed`")
     save_every: int = option(0, "steps between checkpoints to resume from; 0 keeps none", min=0)
     log_every: int = option(10, "steps between two reports of progress (history.jsonl has every step)", min=1)
-    resume: bool = option(True, "continue from the newest complete checkpoint; false starts over and deletes the checkpoints")
-    workers: int = option(0, "processes that decode and prepare batches ahead; 0 does it between the steps", min=0, max=64)
+    resume: bool = option(True, "continue from the newest complete checkpoint; false deletes them and starts over")
+    workers: int = option(0, "processes that decode and prepare batches ahead; 0: between the steps", min=0, max=64)
     alignment: AlignmentSettings = option(AlignmentSettings())
 
     def __post_init__(self) -> None:
@@ -112,19 +109,3 @@ class TrainSettings:
     def warmup_steps(self) -> int:
         """Steps in which the learning rates rise."""
         return math.ceil(self.warmup * self.steps)
-
-
-def launch_file(name: str, key: str) -> dict:
-    """A JSON file of launch settings, given by path or by its name among the shipped recipes (launch/fsdp2.json).
-
-    Raises RecipeError, with the recipe's `key`, where there is none or it is not readable.
-    """
-    candidates = [Path(name), recipes_folder() / name, recipes_folder() / Path(name.removeprefix("recipes/"))]
-    path = next((path for path in candidates if path.is_file()), None)
-    if path is None:
-        shipped = ", ".join(sorted(f"launch/{path.name}" for path in (recipes_folder() / "launch").glob("*.json")))
-        raise RecipeError(f"{key}: there is no file {name!r}; shipped with the recipes are {shipped}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RecipeError(f"{key}: {path} is not readable JSON ({error}).") from error

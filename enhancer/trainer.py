@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback
@@ -43,8 +44,8 @@ class AlignedTrainer(Trainer):
     """Trains `student.model` and the aligner; `step_log.rows`, `problems`, `remarks` are the outcome."""
 
     def __init__(
-        self, *, student: Any, settings: TrainSettings, aligner: nn.Module | None, folder: Path, seed: int, dataset: Any,
-        collator: Any, history_path: Path, identity: dict, progress: Progress | None,
+        self, *, student: Any, settings: TrainSettings, aligner: nn.Module | None, folder: Path, seed: int,
+        dataset: Any, collator: Any, history_path: Path, identity: dict, progress: Progress | None,
     ) -> None:
         self.student, self.settings, self.aligner = student, settings, aligner
         self.identity, self.progress = identity, progress
@@ -66,8 +67,8 @@ class AlignedTrainer(Trainer):
         self.step_log = StepLog(history_path, self.accelerator)
         if settings.fsdp and not self.is_fsdp_enabled:
             raise UserError(
-                "training.fsdp shards weights over GPUs, and these processes have none: accelerate gives processes on CPUs whole "
-                "copies (DDP). Set training.fsdp to null, or start where there are GPUs."
+                "training.fsdp shards weights over GPUs, and these processes have none: accelerate gives processes on "
+                "CPUs whole copies (DDP). Set training.fsdp to null, or start where there are GPUs."
             )
 
     @property
@@ -113,6 +114,9 @@ class AlignedTrainer(Trainer):
             # the student is handed back as it came: without the autocast that the Trainer puts around its forward
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.eval()
+        if self.args.world_size > 1:
+            for problems in (self._problems, self._remarks):
+                problems.update({(p.id, p.reason): p for p in gather_object(list(problems.values()))})
         self._check_words(least=1)
         return start, whole
 
@@ -124,8 +128,8 @@ class AlignedTrainer(Trainer):
     def _freeze(self) -> None:
         rates, lora = self._rates(), self.settings.lora
         if not any(rates.values()):
-            raise UserError("All learning rates are 0, so nothing would be trained: set training.learning_rate_llm, _merger or "
-                            "_vision.")
+            raise UserError("All learning rates are 0, so nothing would be trained: set training.learning_rate_llm, "
+                            "_merger or _vision.")
         for part, named in self.student.parts().items():
             adapters_alone = lora is not None and part in lora.parts
             for name, parameter in named:
@@ -148,12 +152,13 @@ class AlignedTrainer(Trainer):
         """The aligner's optimizer, at the language model's learning rate."""
         rates = self._rates()
         optimizer, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        return AlignerSteps(self.aligner, rates["llm"] or max(rates.values()), self.args, optimizer, arguments, self.accelerator)
+        rate = rates["llm"] or max(rates.values())
+        return AlignerSteps(self.aligner, rate, self.args, optimizer, arguments, self.accelerator)
 
     # -- the loss ---------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """As the Trainer's; also counts the step's samples, which normalise the alignment, and the time they were waited for."""
+        """As the Trainer's; also counts the step's samples, which normalise the alignment, and the wait for them."""
         began = time.monotonic()
         batches, num_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_log.add(data_seconds=time.monotonic() - began)
@@ -187,9 +192,9 @@ class AlignedTrainer(Trainer):
         self.step_log.add(loss=loss)
         if not torch.isfinite(loss):
             raise UserError(
-                f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}, in the batch of the samples "
-                f"{', '.join(notes.ids)}. Lower the learning rates or training.max_grad_norm, or leave out a damaged sample; "
-                "checkpoints before this step are intact."
+                f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}, in the batch of the "
+                f"samples {', '.join(notes.ids)}. Lower the learning rates or training.max_grad_norm, or leave out a "
+                "damaged sample; checkpoints before this step are intact."
             )
         self._log_gradients(losses)
         return loss
@@ -220,8 +225,8 @@ class AlignedTrainer(Trainer):
         if total >= least and 1 - matched / total > self.settings.alignment.max_unmatched:
             raise UserError(
                 f"{total - matched} of {total} words of the priors have no token in the student's prompts "
-                f"(training.alignment.max_unmatched is {self.settings.alignment.max_unmatched:g}): the priors belong to other "
-                f"texts. For example: " + "; ".join(f"{r.id}: {r.reason}" for r in self.remarks[-2:])
+                f"(training.alignment.max_unmatched is {self.settings.alignment.max_unmatched:g}): the priors belong "
+                f"to other texts. For example: " + "; ".join(f"{r.id}: {r.reason}" for r in self.remarks[-2:])
                 + ". Extract priors of these samples' questions."
             )
 

@@ -1,20 +1,16 @@
-"""The Trainer's arguments for our settings, and the errors of a launch that cannot work."""
+"""The Trainer's arguments for our settings."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
-from enhancer.processes import Process
-from enhancer.train_settings import TrainSettings, launch_file
-from vdm_priors.errors import UserError
+from enhancer.launch import check_launch, launch_file
+from enhancer.train_settings import TrainSettings
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-START = "start with `torchrun --nproc-per-node N -m enhancer train RECIPE` (or `accelerate launch --num_processes N -m ...`)"
 
 
 def training_arguments(settings: TrainSettings, folder: Path, seed: int, device: torch.device) -> TrainingArguments:
@@ -51,20 +47,3 @@ def training_arguments(settings: TrainSettings, folder: Path, seed: int, device:
         # DataParallel cannot carry the capture; several GPUs take torchrun or accelerate launch
         arguments._n_gpu = 1
     return arguments
-
-
-def check_launch(settings: TrainSettings, device: str) -> None:
-    """UserError where there are fewer GPUs than processes, or nothing to shard over, or a library is missing."""
-    process = Process.this()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", process.count))
-    if device == "cuda" and here > torch.cuda.device_count():
-        raise UserError(f"{here} processes were started on this machine, which has {torch.cuda.device_count()} GPUs: a training "
-                        f"takes one GPU a process. Start at most {torch.cuda.device_count()}, and raise training.accumulate for "
-                        "the same number of samples a step.")
-    for key in ("fsdp", "deepspeed"):
-        if getattr(settings, key) and process.count == 1:
-            raise UserError(f"training.{key} shards the model over several processes, but there is one: {START}, or set "
-                            f"training.{key} to null.")
-    if settings.deepspeed and importlib.util.find_spec("deepspeed") is None:
-        raise UserError("training.deepspeed is set, but DeepSpeed is not installed: `pip install deepspeed`, or shard with "
-                        "training.fsdp.")

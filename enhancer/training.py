@@ -20,7 +20,8 @@ from enhancer.video.clip import FrameCache, Sampling
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.prior import MotionPrior
 
-__all__ = ["AlignmentSettings", "LoraSettings", "TrainResult", "TrainSettings", "remove_checkpoints", "train", "weights_digest"]
+__all__ = ["AlignmentSettings", "LoraSettings", "TrainResult", "TrainSettings", "remove_checkpoints", "train",
+           "weights_digest"]
 
 Progress = Callable[[int, int, str], None]
 HISTORY = "history.jsonl"
@@ -69,8 +70,8 @@ def train(
     folder = Path(folder)
     aligned = settings.alignment.weight > 0
     if aligned and priors is None:
-        raise UserError(f"training.alignment.weight is {settings.alignment.weight:g}, but there is no prior to align to: set it "
-                        "to 0 or name a motion source.")
+        raise UserError(f"training.alignment.weight is {settings.alignment.weight:g}, but there is no prior to align "
+                        "to: set it to 0 or name a motion source.")
     _make_folder(folder)
 
     usable, prompts, problems = check_texts(samples, student)
@@ -113,7 +114,8 @@ def train(
         adapters = _make_whole(student, whole, settings.lora, seed)
     if adapters is not None and (whole is None or process.rank == 0):
         merge_lora(adapters)
-    return TrainResult(trainer.step_log.rows, problems + trainer.problems, trainer.remarks, time.monotonic() - started, start_step)
+    seconds = time.monotonic() - started
+    return TrainResult(trainer.step_log.rows, problems + trainer.problems, trainer.remarks, seconds, start_step)
 
 
 def _make_folder(folder: Path) -> None:
@@ -121,8 +123,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / HISTORY).touch()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}). Choose an output folder you may write to, with free "
-                        "space.") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror}). Choose an output folder you may write to, "
+                        "with free space.") from error
 
 
 def _with_priors(samples: list[Sample], priors: Callable, policy: str, problems: list[Problem]) -> list[Sample]:
@@ -142,16 +144,17 @@ def _with_priors(samples: list[Sample], priors: Callable, policy: str, problems:
 def _aligner(settings: AlignmentSettings, clips: Any, prompts: dict, priors: Callable, student: Any, seed: int) -> Any:
     import torch
 
-    from vlm_hooks.alignment import build_aligner
+    from vlm_hooks.aligners import build_aligner
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_aligner(settings.aligner, _aligner_grid(settings, clips, prompts, priors, student)).to(student.model.device)
+        grid = _aligner_grid(settings, clips, prompts, priors, student)
+        return build_aligner(settings.aligner, grid).to(student.model.device)
 
 
 def _aligner_grid(settings: AlignmentSettings, clips: Any, prompts: dict, priors: Callable,
                   student: Any) -> tuple[int, int, int] | None:
-    """Shape of the grid that rows are compared on, which the aligner "row" alone asks for; None if no sample has a prior."""
+    """Shape of the grid that rows are compared on, which the aligner "row" alone asks for; None without any prior."""
     if settings.aligner != "row":
         return None
     if settings.compare_on == "prior":

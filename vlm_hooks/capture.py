@@ -30,11 +30,13 @@ from vlm_hooks.capture_request import CaptureError, CaptureRequest
 ATTENTION_NAME = "motion_capture"
 TEXT_CONFIG = "text_config"
 TOKEN_TYPES = "mm_token_type_ids"
-PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")  # how callers hand several samples in one row to flash attention
+# how callers hand several samples in one row to flash attention
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 
 
 def attention_heads(
-    request: CaptureRequest, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, window: int | None = None
+    request: CaptureRequest, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None,
+    window: int | None = None,
 ) -> Tensor:
     """Probabilities [B, Hq, R, C] float32 of the wanted rows and columns of one layer, head by head.
 
@@ -85,8 +87,8 @@ def _store(
 def _refuse_what_rows_cannot_follow(mask: Tensor | None, extras: dict[str, Any]) -> None:
     """CaptureError where the model's attention is another one than softmax(Q Kᵀ · scale) over the mask's keys."""
     if mask is not None and not isinstance(mask, Tensor):
-        raise CaptureError(f"Capture cannot read an attention mask of the type {type(mask).__name__}: load the model with "
-                           'attn_implementation="sdpa".')
+        raise CaptureError(f"Capture cannot read an attention mask of the type {type(mask).__name__}: load the model "
+                           'with attn_implementation="sdpa".')
     for name in ("softcap", "s_aux"):
         if extras.get(name) is not None:
             raise CaptureError(f"This model's attention has {name}, which captured rows do not follow.")
@@ -97,8 +99,8 @@ def _refuse_what_rows_cannot_follow(mask: Tensor | None, extras: dict[str, Any])
         and bool((positions.diff(dim=-1) < 0).any())
     if restarts or any(extras.get(name) is not None for name in PACKING):
         raise CaptureError(
-            "Several samples are packed in one row (position_ids that start again, or cu_seq_lens), and no mask keeps them "
-            "apart: a row would see the other samples. Pad the batch instead of packing it."
+            "Several samples are packed in one row (position_ids that start again, or cu_seq_lens), and no mask keeps "
+            "them apart: a row would see the other samples. Pad the batch instead of packing it."
         )
 
 
@@ -124,11 +126,13 @@ def _capturing(base: Callable) -> Callable:
 def _register(base: str) -> str:
     """The name under which transformers finds `base` with capture."""
     # transformers treats names that contain "sdpa" or "flash" specially
-    name = ATTENTION_NAME if base == "sdpa" else f"{ATTENTION_NAME}_{base.replace('flash', 'fl').replace('sdpa', 'sdp')}"
+    beneath = base.replace("flash", "fl").replace("sdpa", "sdp")
+    name = ATTENTION_NAME if base == "sdpa" else f"{ATTENTION_NAME}_{beneath}"
     functions, masks = AttentionInterface(), AttentionMaskInterface()
     if base not in functions or base not in masks:
         raise CaptureError(
-            f"Capture computes beside an attention that transformers has registered with its mask, but the decoder uses {base!r}"
+            f"Capture computes beside an attention that transformers has registered with its mask, but the decoder "
+            f"uses {base!r}"
             ': load the model with attn_implementation="sdpa" or "flash_attention_2".'
         )
     AttentionInterface.register(name, _capturing(functions[base]))
@@ -147,8 +151,9 @@ def check_token_types(model: nn.Module, inputs: dict[str, Any]) -> None:
         return
     if TOKEN_TYPES in inspect.signature(unwrapped(model).forward).parameters:
         raise CaptureError(
-            f"The batch has pixels but no {TOKEN_TYPES}, so that {type(unwrapped(model)).__name__} would number its positions in one "
-            "dimension: a collator dropped them; ask the processor for return_mm_token_type_ids=True and pass all it returns."
+            f"The batch has pixels but no {TOKEN_TYPES}, so that {type(unwrapped(model)).__name__} would number its "
+            "positions in one dimension: a collator dropped them; ask the processor for "
+            "return_mm_token_type_ids=True and pass all it returns."
         )
 
 
@@ -195,16 +200,16 @@ def capture(model: nn.Module) -> Iterator[None]:
 
 
 def _refuse_compiled(model: nn.Module, pretrained: PreTrainedModel) -> None:
-    compiled = [m for m in (model, *pretrained.modules()) if hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None)]
-    if compiled:
+    modules = (model, *pretrained.modules())
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in modules):
         raise CaptureError(
-            f"{type(pretrained).__name__} is compiled (torch.compile): what it was compiled to has no capture in it. Train the "
-            "model without torch.compile, and compile the exported one."
+            f"{type(pretrained).__name__} is compiled (torch.compile): what it was compiled to has no capture in it. "
+            "Train the model without torch.compile, and compile the exported one."
         )
 
 
 def unwrapped(model: nn.Module) -> PreTrainedModel:
-    """The transformers model inside wrappers: DDP, DeepSpeed (`module`), PEFT (`base_model`), torch.compile (`_orig_mod`)."""
+    """The transformers model inside wrappers: DDP and DeepSpeed (`module`), PEFT (`base_model`), torch.compile."""
     inner = model
     while not isinstance(inner, PreTrainedModel):
         if hasattr(inner, "get_base_model"):

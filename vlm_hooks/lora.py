@@ -21,20 +21,25 @@ MARK = "lora_"  # in the name of every parameter of an adapter
 TRAINED_FILE = "trained.safetensors"
 
 
-def add_lora(student: Any, rank: int, alpha: float, dropout: float, targets: Sequence[str], parts: Sequence[str]) -> PeftModel:
+def add_lora(
+    student: Any, rank: int, alpha: float, dropout: float, targets: Sequence[str], parts: Sequence[str]
+) -> PeftModel:
     """Adapters in every linear layer of the student's `parts` whose name ends with one of `targets`.
 
-    student.model is changed in place; the handle that comes back is for `merge_lora`. Adapters begin as zero: the model's
-    outputs do not change. Raises UserError for a target that no layer has.
+    student.model is changed in place; the handle that comes back is for `merge_lora`. Adapters begin as zero: the
+    model's outputs do not change. Raises UserError for a target that no layer has.
     """
     inside = {name.rsplit(".", 1)[0] for part in parts for name, _ in student.parts()[part]}
-    linear = [name for name, module in student.model.named_modules() if isinstance(module, nn.Linear) and name in inside]
+    modules = student.model.named_modules()
+    linear = [name for name, module in modules if isinstance(module, nn.Linear) and name in inside]
     chosen = [name for name in linear if name.rsplit(".", 1)[-1] in targets]
     missing = [target for target in targets if not any(name.endswith(f".{target}") for name in chosen)]
     if missing:
         there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-        raise UserError(f"training.lora.targets: no linear layer of {', '.join(parts)} is called {', '.join(missing)}; there are {there}.")
-    return get_peft_model(student.model, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen))
+        raise UserError(f"training.lora.targets: no linear layer of {', '.join(parts)} is called {', '.join(missing)}; "
+                        f"there are {there}.")
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
+    return get_peft_model(student.model, config)
 
 
 def merge_lora(handle: PeftModel) -> None:

@@ -12,6 +12,8 @@ from rich.markup import escape
 
 from enhancer.console import Console
 from enhancer.data.samples import load_samples
+from enhancer.model_card import NAME as CARD
+from enhancer.model_card import model_card
 from enhancer.runfolder import RunFolder, readable_write_errors, writable_folder, write_json, write_lines
 from enhancer.shipped import quiet_libraries, student_path, torch_device
 from enhancer.table import percent
@@ -72,9 +74,9 @@ def _print_summary(summary: dict, console: Console) -> None:
 
 
 def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console: Console) -> Path:
-    """Copies a student's folder and proves the copy: stock classes load it, and its logits equal the arm's.
+    """Copies a student's folder, proves the copy (stock classes load it, and its logits equal the arm's) and adds a model card.
 
-    Nothing stays where that fails. Raises UserError for an unknown student or an existing folder, ModelError for a
+    Adapters were merged when the arm was trained. Nothing stays where that fails. Raises UserError for an unknown student or an existing folder, ModelError for a
     copy that does not load or answers otherwise.
     """
     quiet_libraries()
@@ -92,6 +94,8 @@ def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(chosen[0] / "model", partial)
             count, difference = _verified(chosen[0] / "model", partial)
+            card = model_card(run_folder, chosen[0], to.name, difference)
+            (partial / CARD).write_text(card, encoding="utf-8")
             partial.rename(to)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

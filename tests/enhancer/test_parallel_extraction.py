@@ -116,7 +116,8 @@ def loadable(folder: Path) -> set[str]:
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_prior_is_made_once_whoever_begins_first(tmp_path, count):
     samples = make_samples(24)
-    assert joined(start(tmp_path, samples, count, waits=[0.05 * rank for rank in range(count)][::-1], seconds=0.05)) == [0] * count
+    waits = [0.05 * rank for rank in range(count)][::-1]
+    assert joined(start(tmp_path, samples, count, waits=waits, seconds=0.05)) == [0] * count
     assert made(tmp_path) == Counter(sample.id for sample in samples)
     assert len(loadable(tmp_path)) == 24 and PriorStore(tmp_path / "store").leftovers(0) == []
     records = [read_json(path, {}) for path in sorted((tmp_path / "store" / ".extraction" / "run").glob("*.json"))]
@@ -137,7 +138,8 @@ def test_another_number_of_processes_goes_on_where_the_first_stopped(tmp_path):
 def test_the_first_process_reports_what_all_did(tmp_path):
     samples = make_samples(12) + [Sample("mute", Path("none.mp4"), "", "left")]
     samples.append(Sample("twin", Path("none.mp4"), samples[3].question, "right"))
-    helper = fork.Process(target=fill, args=(tmp_path, samples, Process(1, 2)), kwargs={"seconds": 0.02, "bad": ("s3", "s7")})
+    helper = fork.Process(target=fill, args=(tmp_path, samples, Process(1, 2)),
+                          kwargs={"seconds": 0.02, "bad": ("s3", "s7")})
     helper.start()
     seen = []
     store = PriorStore(tmp_path / "store")
@@ -149,7 +151,8 @@ def test_the_first_process_reports_what_all_did(tmp_path):
         ("mute", "it has no text"), ("s3", "it is bad"), ("s7", "it is bad"), ("twin", "it is bad")}
     assert [sample.id for sample, _ in report.rows] == [f"s{n}" for n in range(12) if n not in (3, 7)]
     assert report.made == 10 and report.reused == 0 and team.lost() == []
-    assert all(report.facts[key] == {"seconds": [0.0, 1.0]} for _, key in report.rows)  # also of those made by the other
+    # also of those made by the other
+    assert all(report.facts[key] == {"seconds": [0.0, 1.0]} for _, key in report.rows)
     assert seen[-1] == (13, 14) and [done for done, _ in seen] == sorted(done for done, _ in seen)
     again = fill_store(source, samples, store)
     assert (again.reused, again.made, len(again.problems)) == (10, 0, 4)  # and failed ones are tried again
@@ -224,7 +227,7 @@ def test_what_another_process_claimed_is_left_to_it_until_it_dies(tmp_path):
 
 @pytest.mark.parametrize("block", range(3))
 def test_killed_processes_leave_whole_files_and_the_last_run_makes_what_is_missing(tmp_path, block):
-    """ROUNDS rounds in three blocks, each on a store of its own: 2 to 4 processes, killed one by one at random moments."""
+    """ROUNDS rounds in three blocks, each on a store of its own: 2 to 4 processes, killed one by one at random."""
     rng = random.Random(block)
     rounds = [n for n in range(ROUNDS) if n % 3 == block]
     samples = make_samples(60 * (len(rounds) + 1))
@@ -263,7 +266,8 @@ def oracle_recipe(tmp_path):
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(Path(__file__).parents[2]), **more}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(Path(__file__).parents[2]),
+            **more}
 
 
 def test_extract_under_torchrun(oracle_recipe, tmp_path):
@@ -272,12 +276,15 @@ def test_extract_under_torchrun(oracle_recipe, tmp_path):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "tiny"
-    told = re.findall(r"(oracle|uniform\(oracle\)): (\d) made, (\d) reused", done.stdout)  # by one process; it may have come late
-    assert [(label, int(there) + int(reused)) for label, there, reused in told] == [("oracle", 6), ("uniform(oracle)", 6)]
+    # by one process; it may have come late
+    told = re.findall(r"(oracle|uniform\(oracle\)): (\d) made, (\d) reused", done.stdout)
+    counted = [(label, int(there) + int(reused)) for label, there, reused in told]
+    assert counted == [("oracle", 6), ("uniform(oracle)", 6)]
     rows = read_json(run / "priors.json", [])
     assert Counter(row["source"] for row in rows) == {"oracle": 6, "uniform(oracle)": 6}
     store = PriorStore(run / "priors")
-    assert {row["key"] for row in rows} == set(store.keys()) and all(row["seconds"] for row in rows if row["source"] == "oracle")
+    assert {row["key"] for row in rows} == set(store.keys())
+    assert all(row["seconds"] for row in rows if row["source"] == "oracle")
     records = [read_json(path, {}) for path in (run / "priors" / ".extraction" / "tiny").glob("*.json")]
     # one that ended before process 0 began is an earlier time's to it, and its record goes
     assert {record["status"] for record in records} == {"finished"} and 0 in {record["rank"] for record in records}

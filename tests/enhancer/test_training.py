@@ -2,22 +2,23 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import time
 from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from enhancer.collate import NOTES, Collator, PriorCache, TrainingClips, check_texts, match_prior
 from enhancer.data.samples import Sample
-from enhancer.training import AlignmentSettings, TrainSettings, remove_checkpoints, train
+from enhancer.training import AlignmentSettings, LoraSettings, TrainSettings, remove_checkpoints, train
 from enhancer.video.clip import FrameCache, Sampling
+from tests.enhancer.priors import prior_of
 from tests.vlm_hooks.tiny_student import tiny_student
 from vdm_priors.errors import SampleError, UserError
-from vdm_priors.grid import TokenGrid, frame_spans
-from vdm_priors.prior import MotionPrior
-from vdm_priors.words import Word, split_words
 
 SAMPLING = Sampling(frames=4)
 FAST = TrainSettings(
@@ -46,14 +47,6 @@ def samples(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cache():
     return FrameCache()
-
-
-def prior_of(sample: Sample, words: list[Word] | None = None, text: str | None = None) -> MotionPrior:
-    text = sample.question if text is None else text
-    words = split_words(text) if words is None else words
-    grid = TokenGrid.regular(frame_spans([0.0, 0.25, 0.5, 0.75], 1.0), 2, 2)
-    maps = torch.rand(len(words), *grid.shape, generator=torch.Generator().manual_seed(len(sample.id)))
-    return MotionPrior(text, words, maps, grid, torch.ones(len(words)))
 
 
 def run(samples, folder, cache, settings=FAST, priors=prior_of, student=None, **how):
@@ -107,7 +100,7 @@ def test_a_seed_gives_the_same_weights_and_another_one_another_order(samples, ca
     assert same(first, again) and not same(first, other)
 
 
-def gradients(samples, folder, cache, batch_size, accumulate):
+def gradients(samples, folder, cache, settings, priors=prior_of):
     """Gradients of the first step, caught before the optimizer."""
     from transformers import TrainerCallback
 
@@ -125,10 +118,10 @@ def gradients(samples, folder, cache, batch_size, accumulate):
             self.add_callback(Catch())
             caught["aligner"] = self.aligner
 
-    settings = replace(FAST, steps=1, batch_size=batch_size, accumulate=accumulate, max_grad_norm=0.0)
+    settings = replace(settings, max_grad_norm=0.0)
     original, module.AlignedTrainer = module.AlignedTrainer, Watched
     try:
-        _, result = run(samples, folder, cache, settings)
+        _, result = run(samples, folder, cache, settings, priors)
     finally:
         module.AlignedTrainer = original
     del caught["aligner"]
@@ -140,8 +133,9 @@ def test_accumulation_changes_no_gradient(samples, cache, tmp_path):
     def priors(sample):
         return None if sample.id == "s2" else prior_of(sample)
 
-    one, row_one = gradients(samples, tmp_path / "a", cache, 6, 1)
-    six, row_six = gradients(samples, tmp_path / "b", cache, 1, 6)
+    settings = replace(FAST, steps=1)
+    one, row_one = gradients(samples, tmp_path / "a", cache, replace(settings, batch_size=6), priors)
+    six, row_six = gradients(samples, tmp_path / "b", cache, replace(settings, batch_size=1, accumulate=6), priors)
     assert len(one) == len(six) > 10
     for name, gradient in one.items():
         assert torch.allclose(gradient, six[name], rtol=1e-3, atol=1e-6 + 1e-4 * float(gradient.abs().max())), name
@@ -154,6 +148,72 @@ def test_every_aligner_trains(samples, cache, tmp_path, kind):
     settings = replace(FAST, steps=1, alignment=AlignmentSettings(aligner=kind, layers=[-1]))
     _, result = run(samples, tmp_path, cache, settings)
     assert math.isfinite(result.history[0]["alignment_loss"])
+
+
+def test_gradient_norms_are_those_of_each_loss(samples, cache, tmp_path):
+    """Every log_every steps, over all accumulated batches, and no weight changes by being looked at."""
+    settings = replace(FAST, steps=4, batch_size=3, accumulate=2, log_every=2, gradient_checkpointing=True)
+    looked, result = run(samples, tmp_path / "a", cache, settings)
+    norms = [(row["ar_grad_norm"], row["alignment_grad_norm"]) for row in result.history]
+    assert norms[0] == norms[2] == (None, None) and min(norms[1] + norms[3]) > 0
+    unseen, other = run(samples, tmp_path / "b", cache, replace(settings, alignment=AlignmentSettings(gradient_norms=False)))
+    assert same(looked, unseen) and other.history[1]["ar_grad_norm"] is None
+    # with λ alone, what the last layer's attention gets is the alignment's gradient: |g(ar + λ·al) - g(ar)| = λ·|g(al)|
+    once = replace(settings, steps=1, log_every=1, accumulate=1, batch_size=6)
+    caught = {}
+    for weight in (1.0, 3.0):
+        chosen = replace(once, alignment=AlignmentSettings(weight=weight))
+        caught[weight], row = gradients(samples, tmp_path / f"w{weight}", cache, chosen)
+    last = [name for name in caught[1.0] if ".layers.2.self_attn." in name]
+    apart = torch.cat([(caught[3.0][name] - caught[1.0][name]).flatten() for name in last]).norm() / 2
+    assert len(last) > 3 and row["alignment_grad_norm"] == pytest.approx(float(apart), rel=1e-3)
+
+
+def test_history_says_how_long_the_data_was_waited_for(samples, cache, tmp_path, monkeypatch):
+    get = FrameCache.get
+
+    def slow(self, *args):
+        time.sleep(0.05)
+        return get(self, *args)
+
+    monkeypatch.setattr(FrameCache, "get", slow)
+    _, result = run(samples, tmp_path, cache)
+    # the loader fetches a batch ahead, so that the last step of an epoch waits for nothing
+    waits = [row["data_seconds"] for row in result.history]
+    assert sum(waits) >= 6 * 0.05 and all(wait <= row["seconds"] for wait, row in zip(waits, result.history, strict=True))
+
+
+LORA = replace(FAST, lora=LoraSettings(rank=4, alpha=8.0, dropout=0.1), learning_rate_vision=0.0)
+
+
+def test_adapters_alone_train_in_their_part_and_are_merged(samples, cache, tmp_path):
+    student = tiny_student()
+    before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
+    after, result = run(samples, tmp_path, cache, LORA, student=student)
+    assert before.keys() == after.keys() and type(student.model) is type(tiny_student().model)  # plain again
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    targets = {name for name in before if ".language_model.layers." in name and name.split(".")[-2] in LORA.lora.targets
+               and name.endswith("weight")}
+    mergers = {name for name, _ in student.parts()["merger"]}
+    assert moved == targets | mergers and len(targets) == 7 * 3
+    for name in targets:  # a change of rank 4
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
+    assert result.history[-1]["alignment_grad_norm"] > 0
+    with pytest.raises(UserError, match="no linear layer of llm is called queries; there are .*q_proj"):
+        run(samples, tmp_path / "b", cache, replace(FAST, lora=LoraSettings(targets=["q_proj", "queries"])))
+
+
+def test_adapters_resume_and_their_checkpoints_are_small(samples, cache, tmp_path):
+    settings = replace(LORA, steps=4, save_every=2, learning_rate_merger=0.0)
+    whole, _ = run(samples, tmp_path / "a", cache, settings)
+    saved = load_file(tmp_path / "a" / "checkpoints" / "checkpoint-2" / "trained.safetensors")
+    assert saved and all("lora_" in name for name in saved)
+    assert not (tmp_path / "a" / "checkpoints" / "checkpoint-2" / "model.safetensors").exists()
+    shutil.rmtree(tmp_path / "a" / "checkpoints" / "checkpoint-4")
+    resumed, result = run(samples, tmp_path / "a", cache, settings)
+    assert result.start_step == 2 and same(whole, resumed)
+    finished, result = run(samples, tmp_path / "a", cache, settings)
+    assert result.start_step == 4 and same(whole, finished)
 
 
 def test_learning_rate_zero_freezes_a_part(samples, cache, tmp_path):

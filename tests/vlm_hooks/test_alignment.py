@@ -13,12 +13,11 @@ from vdm_priors.errors import UserError
 from vdm_priors.grid import TokenGrid, regrid
 from vdm_priors.prior import MotionPrior
 from vdm_priors.words import Word, split_words
+from vlm_hooks.aligners import ALIGNERS, build_aligner
 from vlm_hooks.alignment import (
-    ALIGNERS,
     LOSSES,
     align_batch,
     alignment_loss,
-    build_aligner,
     normalize_rows,
     row_losses,
 )

@@ -324,7 +324,7 @@ def test_reentrant_checkpointing_is_recognised_by_its_missing_gradient_mode():
 
 
 def stand_in_flash(module, query, key, value, attention_mask, dropout=0.0, scaling=None, sliding_window=None, **kwargs):
-    """What flash attention computes, from what it is given: a padding mask [B, S] or none, causality from the module."""
+    """What flash attention computes from what it is given: a padding mask [B, S] or none, causality by the module."""
     assert attention_mask is None or attention_mask.ndim == 2
     length = query.shape[2]
     allowed = torch.ones(length, length).tril().bool()[None, None]
@@ -371,7 +371,10 @@ def test_a_sliding_window_is_re_applied():
     assert allowed[0, 0].int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
 
 
-@given(seed=st.integers(0, 10**6), key_heads=st.sampled_from([1, 2, 4]), kind=st.sampled_from(["none", "padding", "bool", "float"]))
+KINDS = st.sampled_from(["none", "padding", "bool", "float"])
+
+
+@given(seed=st.integers(0, 10**6), key_heads=st.sampled_from([1, 2, 4]), kind=KINDS)
 @settings(max_examples=12, deadline=None)
 def test_backward_of_the_mean_is_that_of_the_dense_softmax(seed, key_heads, kind):
     torch.manual_seed(seed)
@@ -419,11 +422,12 @@ def test_half_precision_scores_are_not_rounded(student):
     inputs = {name: x.to(torch.bfloat16) if x.is_floating_point() else x for name, x in inputs.items()}
     run(student, inputs, half).loss.backward(retain_graph=True)
     half.mean().square().sum().backward()
-    assert half.mean().dtype == torch.float32 and student.model.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
+    assert half.mean().dtype == torch.float32
+    assert student.model.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
 
 
 def test_what_capture_keeps_for_the_backward_pass_is_small(student):
-    """Neither scores nor probabilities over all keys: rows, their columns, masks; queries and keys are the attention's own."""
+    """Neither scores nor probabilities over all keys: the queries' rows and masks; the keys are the attention's own."""
     torch.manual_seed(0)
     batch, heads, length, size = 1, 4, 512, 8
     query, key = (torch.randn(batch, h, length, size, requires_grad=True) for h in (heads, 2))
