@@ -177,8 +177,8 @@ def mutated(data: bytes, rng: np.random.Generator) -> bytes:
 @pytest.mark.timeout(1200)
 def test_mutated_files_never_crash_hang_or_lie(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = panned(8, MOTION, (32, 48))
-    seeds = [write(tmp_path / f"seed{n}{suffix}", pictures, codec, options) for n, (suffix, codec, options) in enumerate([
+    # x265 ends the process on frames under its coding tree's size
+    seeds = [write(tmp_path / f"seed{n}{suffix}", panned(8, MOTION, (64, 64) if codec == "libx265" else (32, 48)), codec, options) for n, (suffix, codec, options) in enumerate([
         (".mp4", "libx264", {"g": "4", "preset": "medium"}), (".ts", "libx264", {"g": "4"}), (".mkv", "libx264", {"bf": "0"}),
         (".avi", "mpeg4", {"bf": "2"}), (".mpg", "mpeg2video", {"bf": "2"}), (".flv", "flv", {}), (".webm", "libvpx", {}),
         (".mp4", "libx265", {"x265-params": "log-level=none:frame-threads=1:pools=none"})])]

@@ -21,7 +21,7 @@ from vdm_priors.errors import UserError
 MACROBLOCK = 16
 # One reference and no B-frames: every vector is of the frame before. One thread and no macroblock tree: the same
 # vectors each time.
-ENCODER = {"preset": "superfast", "crf": "18", "bf": "0", "refs": "1", "g": "9999", "threads": "1",
+ENCODER = {"preset": "superfast", "partitions": "p8x8", "subme": "4", "crf": "18", "bf": "0", "refs": "1", "threads": "1",
            "x264-params": "mbtree=0:rc-lookahead=0:sync-lookahead=0:weightp=0:keyint=infinite"}
 RATE = Fraction(25)  # nominal: the vectors do not depend on it
 
