@@ -109,13 +109,13 @@ def _source_context(recipe: EnhanceRecipe, teacher: TeacherSettings, used: bool,
 
         console.note(f"loading the teacher {folder}")
         device = Process.this().device(torch_device(recipe.device))
-        return load_teacher(folder, dtype=getattr(torch, teacher.dtype), device=device)
+        return load_teacher(folder, getattr(torch, teacher.dtype), device, teacher.offload)
 
     return SourceContext(
         samples=samples, store=store, sampling=teacher.sampling.sampling(), text=teacher.text, seed=recipe.seed,
-        frames=frames, teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load, settings=teacher.extraction,
-        batch_size=teacher.batch_size, size=tuple(teacher.size) if teacher.size else None, fit=teacher.fit, dtype=teacher.dtype,
-        truth=truth)
+        frames=frames, teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load,
+        settings=teacher.extraction, batch_size=teacher.batch_size, size=tuple(teacher.size) if teacher.size else None,
+        fit=teacher.fit, dtype=teacher.dtype, truth=truth)
 
 
 def fill_stores(run: Path, recipe: EnhanceRecipe, data: Any, console: Console,
@@ -172,8 +172,8 @@ def _extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Any, console: C
     report_skipped(run, "extract", problems, console)
     policy = recipe.training.alignment.missing_prior
     if policy == "fail" and problems:
-        raise UserError(f"{len(problems)} priors could not be made and training.alignment.missing_prior is fail; the first: "
-                        f"{problems[0].id}: {problems[0].reason}")
+        raise UserError(f"{len(problems)} priors could not be made and training.alignment.missing_prior is fail; the "
+                        f"first: {problems[0].id}: {problems[0].reason}")
     if policy == "skip" and having:
         shared = set.intersection(*having)
         return [sample for sample in data.train if sample.id in shared]

@@ -44,8 +44,8 @@ def resolve_models(recipe: EnhanceRecipe, report: Any, uses_teacher: bool) -> Mo
                 models.teacher = None
                 continue
             report.unchecked.append(name)
-            report.warnings.append(f"{role}.model: {name} is a hub name, which cannot be checked offline: unless it is in "
-                                   f"the local cache already, the run begins with its download")
+            report.warnings.append(f"{role}.model: {name} is a hub name, which cannot be checked offline: unless it is "
+                                   f"in the local cache already, the run begins with its download")
     if uses_teacher and models.teacher is not None:
         models.skeleton = checked_skeleton(models.teacher, recipe.teacher, report)
     return models
@@ -99,13 +99,14 @@ def checked_skeleton(path_or_hub: str, settings: TeacherSettings, report: Any) -
 
 
 def check_teacher_settings(settings: TeacherSettings, skeleton: Any, report: Any) -> None:
-    """Faults for a number of frames or a frame size that the teacher would refuse."""
+    """Faults for a number of frames, a frame size or layers that the teacher would refuse."""
     if settings.sampling.frames is None:  # a local teacher's own number was filled in before, if it has one
         report.faults.append("teacher.sampling.frames is null, but the teacher's configurations do not say how many "
                              "frames it was trained on: set it.")
     elif settings.sampling.fps is not None:
         report.warnings.append("teacher.sampling.fps: how many frames are taken depends on the clip, and a clip whose "
-                               "number the teacher does not take has no prior; null takes teacher.sampling.frames of each")
+                               "number the teacher does not take has no prior; null takes teacher.sampling.frames of "
+                               "each")
     else:
         try:
             skeleton.check_frames(settings.sampling.frames)
@@ -115,6 +116,13 @@ def check_teacher_settings(settings: TeacherSettings, skeleton: Any, report: Any
         skeleton.frame_size(tuple(settings.size) if settings.size else None)
     except ModelError as error:
         report.faults.append(f"teacher.size: {error}")
+    layers, there = settings.extraction.layers, len(skeleton.attention_layers)
+    strange = [layer for layer in layers or () if not -there <= layer < there]
+    if layers == []:
+        report.faults.append("teacher.extraction.layers names no layer: null takes all.")
+    elif strange:
+        report.faults.append(f"teacher.extraction.layers names {strange}, but the teacher has attention layers 0 to "
+                             f"{there - 1} (-{there} to -1 from the last): name some of these; null takes all.")
 
 
 def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: str = "") -> None:
@@ -122,26 +130,30 @@ def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: 
     from vdm_priors.estimate import CARDS, estimate, smaller_choices, taken_frames
 
     frames = taken_frames(skeleton, settings.sampling.frames)  # with fps they are the most that there may be
-    cost = estimate(skeleton, settings.extraction, frames, settings.size, settings.batch_size, settings.dtype)
+    cost = estimate(skeleton, settings.extraction, frames, settings.size, settings.batch_size, settings.dtype,
+                    offload=settings.offload)
+    visiting = f" (and in turn {cost.visiting / MB:,.0f} MB of a part that is offloaded)" if cost.offload else ""
     parts = ", ".join(f"{part} {_count(number)}" for part, number in cost.parameters.items())
     report.lines += [
         (f"{whose}teacher", f"{_count(sum(cost.parameters.values()))} parameters", parts),
         (f"{whose}tokens of the teacher", f"{cost.vision_tokens:,} vision, {cost.text_tokens} text",
          f"{cost.frames} frames of {cost.size[0]}×{cost.size[1]} pixels"),
         (f"{whose}arithmetic of a prior", f"about {cost.clip_flops:.2g} FLOP",
-         f"{cost.forwards} forwards of {cost.forward_flops:.2g} (2·parameters·tokens + 4·tokens²·width·layers), those that "
-         f"see a reference more; VAE {cost.vae_flops:.2g}"),
+         f"{cost.forwards} forwards of {cost.forward_flops:.2g} (2·parameters·tokens + 4·tokens²·width·layers), those "
+         f"that see a reference more; VAE {cost.vae_flops:.2g}"),
         (f"{whose}time of a prior", f"about {_seconds(cost.seconds(CARDS['H100']))} on an H100",
          "an estimate; " + ", ".join(f"{name}: {_seconds(cost.seconds(tflops))} at {tflops:g} TFLOP/s"
                                      for name, tflops in CARDS.items())),
         (f"{whose}memory of the teacher", f"about {cost.memory / MB:,.0f} MB",
-         f"weights {cost.weights / MB:,.0f} + activations {cost.activations / MB:,.0f} + harvest {cost.harvest / MB:,.0f} MB "
-         f"for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the VAE's own"),
+         f"weights {cost.weights / MB:,.0f}{visiting} + activations {cost.activations / MB:,.0f} + harvest "
+         f"{cost.harvest / MB:,.0f} MB for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the VAE's "
+         f"own"),
     ]
     have = device_memory()
     if have and cost.memory > have:
-        report.warnings.append(f"{whose}the teacher needs about {cost.memory / MB:,.0f} MB and this machine has "
-                               f"{have / MB:,.0f} MB: " + saying(smaller_choices(skeleton, settings.extraction, cost)))
+        report.warnings.append(
+            f"{whose}the teacher needs about {cost.memory / MB:,.0f} MB and this machine has {have / MB:,.0f} MB: "
+            + saying(smaller_choices(skeleton, settings.extraction, cost)))
 
 
 def _count(parameters: int) -> str:
@@ -153,19 +165,11 @@ def _seconds(seconds: float) -> str:
 
 
 def light_student(name: str) -> tuple[Any, int]:
-    """A student without its model, for prompts and token counts, and the longest sequence it takes."""
-    from transformers import AutoConfig, AutoProcessor
-
+    """A student without its model, for prompts and token counts, and the longest sequence it takes. Raises ModelError."""
     from vlm_hooks.families import find_family
 
-    family = find_family(name)
-    try:
-        config = AutoConfig.from_pretrained(name)
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The student {name} cannot be read: {' '.join(str(error).split())[:300]}") from error
-    student = family.Student(model=None, processor=processor, folder=name)
-    return student, config.get_text_config().max_position_embeddings
+    student = find_family(name).Student.without_weights(name)
+    return student, student.max_length
 
 
 def hub_unreachable(error: ModelError) -> bool:

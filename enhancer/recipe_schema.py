@@ -87,6 +87,8 @@ class TeacherSettings:
     fit: str = option("resize", "a clip whose frames have another size than the teacher takes (size): resize scales them whole, "
                                 "refuse leaves the sample out", choices=("resize", "refuse"))
     batch_size: int = option(8, "clips extracted together; more is faster and takes more memory", min=1, max=1024)
+    offload: bool = option(False, "true keeps text encoders and VAE in main memory, and brings them to the GPU while they work: "
+                                  "less of its memory, a few seconds a batch")
     store: str | None = option(None, "folder of the prior store, to share it between runs; null is <run folder>/priors")
     extraction: ExtractionSettings = option(ExtractionSettings())
 

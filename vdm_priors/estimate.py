@@ -6,13 +6,14 @@
 
 One forward of one clip, with P parameters of the transformer and S tokens (vision, and text where it is joint):
 
-    2·P·S                  every weight multiplies every token once; of those that diffusers' names give away, weights of
-                           the text alone its L tokens, and modulation by time (a seventh of CogVideoX-5B) one
+    2·P·S                  every weight multiplies every token once; of those that diffusers' names give away, weights
+                           of the text alone its L tokens, and modulation by time (a seventh of CogVideoX-5B) one
     + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference stream is looked at; and over L where
                            text has a cross-attention
 
 The VAE's arithmetic is counted by running it on the meta device. Memory is weights + activations + harvest, each by the
-formula beside it; the VAE's activations are left out.
+formula beside it; the VAE's activations are left out. Of parts that are offloaded one at a time visits, and leaves
+before the transformer works.
 
 Legend: B clips, S tokens, S_v vision tokens, L text tokens, H heads, T harvested text tokens, R harvested rows.
 """
@@ -34,7 +35,8 @@ from vdm_priors.settings import ExtractionSettings
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # TFLOP/s that long attention and wide matrices really get, about: GPUs in 16 bits, a core in float32
 CARDS = {"H100": 400, "A100": 200, "RTX 4090": 120, "a CPU core": 0.05}
-ACTIVATIONS = 12  # tensors [S, width] of a block alive at once: states, q, k, v, output, the feed-forward's four and four
+# tensors [S, width] of a block that are alive at once: states, q, k, v, output, the feed-forward's four and four
+ACTIVATIONS = 12
 # diffusers' names of weights that meet one vector a clip, and, of the others, of those that meet text alone
 ONCE, TEXT = re.compile(r"norm|time"), re.compile(r"(^|[._])add_|context|caption|text_(proj|embed)|attn2\.to_[kv]\b")
 WORDS = 40  # text tokens that are harvested of a clip, where its text is not known
@@ -47,7 +49,8 @@ class Estimate:
 
     parameters: by part; forwards: of the transformer, in clips (a clip's text, negative text and reference are three);
     forward_flops: of one such forward without a reference to look at; network_flops: of all of them, with it;
-    vae_flops: encoding, and decoding where the reconstruction is measured; weights, activations, harvest: bytes.
+    vae_flops: encoding, and decoding where the reconstruction is measured; weights, visiting, activations, harvest:
+    bytes of networks that stay, of the largest that is offloaded, of a forward, of the harvest's sums.
     """
 
     parameters: dict[str, int]
@@ -61,7 +64,9 @@ class Estimate:
     forward_flops: float
     network_flops: float
     vae_flops: float
+    offload: bool
     weights: float
+    visiting: float
     activations: float
     harvest: float
 
@@ -73,7 +78,7 @@ class Estimate:
     @property
     def memory(self) -> float:
         """Bytes at the peak."""
-        return self.weights + self.activations + self.harvest
+        return self.weights + max(self.visiting, self.activations + self.harvest)
 
     def seconds(self, tflops: float) -> float:
         """A clip's, on a device that does so many 10¹² operations a second."""
@@ -83,18 +88,22 @@ class Estimate:
 def estimate(
     teacher: Any, settings: ExtractionSettings, frames: int | None = None, size: Sequence[int] | None = None,
     batch_size: int = 1, dtype: str = "bfloat16", harvested_text: int = WORDS, count_vae: bool = True,
+    offload: bool | None = None,
 ) -> Estimate:
     """Cost of an extraction with a teacher, a skeleton or a loaded one, of any family.
 
-    frames, size (height, width): null is the teacher's own. harvested_text: T. count_vae: False leaves its arithmetic
-    out, which takes seconds to count. Raises ClipError and ModelError for frames and sizes that the teacher refuses.
+    frames, size (height, width), offload: null is the teacher's own. harvested_text: T. count_vae: False leaves its
+    arithmetic out, which takes seconds to count. Raises ClipError and ModelError for frames and sizes that the
+    teacher refuses.
     """
     frames = teacher.trained_frames if frames is None else frames
+    offload = teacher.offloaded if offload is None else offload
     height, width = teacher.frame_size(None if size is None else (int(size[0]), int(size[1])))
     vision = teacher.token_grid(range(frames), float(frames), size=(height, width)).num_tokens
     config = teacher.transformer.config
     model_width = config.num_attention_heads * config.attention_head_dim
-    layers = [layer for layer in teacher.attention_layers if layer.model == 0]  # of a model in stages one runs at a time
+    # of a model in stages one runs at a time
+    layers = [layer for layer in teacher.attention_layers if layer.model == 0]
     separate = len(layers[0].keys) > 1  # self- and cross-attention
     text = teacher.max_text_tokens
     queries = vision if separate else vision + text
@@ -110,6 +119,7 @@ def estimate(
         part: sum(weight.numel() for weight in network.parameters())
         for part in PARTS if (network := getattr(teacher, part, None)) is not None
     }
+    others = [count for part, count in parameters.items() if not part.startswith("transformer")]
     size_of = BYTES[dtype]
     return Estimate(
         parameters=parameters,
@@ -123,7 +133,9 @@ def estimate(
         forward_flops=forward,
         network_flops=(plain + generated) * forward + streamed * looking,
         vae_flops=_vae_flops(teacher, frames, (height, width), settings.reconstruction) if count_vae else 0.0,
-        weights=sum(parameters.values()) * size_of,
+        offload=offload,
+        weights=(sum(parameters.values()) - offload * sum(others)) * size_of,
+        visiting=offload * max(others) * size_of,
         activations=batch_size * widest * ACTIVATIONS * queries * model_width * size_of,
         harvest=batch_size * _harvest_bytes(settings, vision, config.num_attention_heads, len(layers), harvested_text),
     )
@@ -160,7 +172,7 @@ def _forwards(settings: ExtractionSettings, guidance_kind: str) -> tuple[int, in
 
 
 def _harvest_bytes(settings: ExtractionSettings, vision: int, heads: int, layers: int, text: int) -> float:
-    """float32 sums of one clip: H heads (of each layer for layer_head) × (T text tokens, twice for both, + R rows) × S_v.
+    """float32 sums of one clip: H heads (of each layer for layer_head) × (T tokens, twice for both, + R rows) × S_v.
 
     Rows that are streamed are not kept (vdm_priors.extract.query_rows).
     """
@@ -194,12 +206,15 @@ def smaller_choices(
     """Settings that need less memory than `now`, each alone with its own estimate, the largest saving first."""
 
     def again(**changes: Any) -> Estimate:
-        given = {"frames": now.frames, "size": now.size, "batch_size": now.batch_size, "dtype": now.dtype}
+        given = {"frames": now.frames, "size": now.size, "batch_size": now.batch_size, "dtype": now.dtype,
+                 "offload": now.offload}
         return estimate(teacher, changes.pop("settings", settings), **{**given, **changes}, count_vae=False)
 
     choices: dict[str, Estimate] = {}
     if now.batch_size > 1:
         choices["teacher.batch_size=1"] = again(batch_size=1)
+    if not now.offload:
+        choices["teacher.offload=true"] = again(offload=True)
     if now.dtype == "float32":
         choices["teacher.dtype=bfloat16"] = again(dtype="bfloat16")
     half = tuple(max(unit, side // 2 // unit * unit) for side, unit in zip(now.size, teacher.cell, strict=True))

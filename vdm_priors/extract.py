@@ -239,7 +239,7 @@ def run_teacher(
     settings: ExtractionSettings,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Harvest, InversionTrajectory | None, Tensor | None]:
-    """Invert latents [B, F, C, h, w] and denoise them under texts [B, L, D]; harvest in one of the two, or with fresh noise.
+    """Invert latents [B, F, C, h, w] and denoise them under texts [B, L, D]; harvest in one of the two, or with noise.
 
     Returns the harvest, the way to noise (None if nothing was inverted), and the denoised latents (None if none were).
     """

@@ -232,7 +232,8 @@ def regrid(values: Tensor, source: TokenGrid, target: TokenGrid, mode: str = "ov
 
 def covered_share(source: TokenGrid, target: TokenGrid) -> Tensor:
     """[F', H', W'] float64 in 0..1: how much of every target cell valid source cells cover."""
-    everywhere = TokenGrid(target.spans, target.row_edges, target.column_edges, torch.ones(target.shape, dtype=torch.bool))
+    valid = torch.ones(target.shape, dtype=torch.bool)
+    everywhere = TokenGrid(target.spans, target.row_edges, target.column_edges, valid)
     return regrid(source.volumes, source, everywhere) / target.volumes
 
 

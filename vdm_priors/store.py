@@ -131,7 +131,9 @@ class PriorStore:
         except OSError as error:
             raise StoreError(f"The prior {path} cannot be read ({error.strerror or error}).") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"The prior {path} is damaged or not a motion prior: its header is not readable.") from error
+            raise StoreError(
+                f"The prior {path} is damaged or not a motion prior: its header is not readable."
+            ) from error
 
     def put(self, key: str, prior: MotionPrior) -> None:
         """Store `prior` whole or not at all; replaces an older one.

@@ -51,7 +51,8 @@ def extract_video(
 
     def load():
         console.note(f"loading the teacher {path}")
-        return load_teacher(path, dtype=getattr(torch, settings.teacher.dtype), device=torch_device(settings.device))
+        dtype = getattr(torch, settings.teacher.dtype)
+        return load_teacher(path, dtype, torch_device(settings.device), settings.teacher.offload)
 
     sampling, own = settings.teacher.sampling, ""
     if sampling.frames is None:
@@ -133,8 +134,8 @@ def _heads(scores: dict) -> list[str]:
     elif scores["exchanged"] is None:
         lines.append(f"  judged by {rows} of {cells} rows, too few to say how sure the choice is")
     else:
-        lines.append(f"  judged by {rows} of {cells} rows: another draw would exchange about {scores['exchanged']:.1f} of "
-                     f"the {len(kept)}")
+        lines.append(f"  judged by {rows} of {cells} rows: another draw would exchange about "
+                     f"{scores['exchanged']:.1f} of the {len(kept)}")
     return lines
 
 
@@ -142,6 +143,7 @@ def _confidence(prior: MotionPrior) -> str:
     """How far the maps are from uniform and how much they change from frame to frame, both 0 to 1, and the weights."""
     facts = prior.provenance["confidence"]
     measured = ", ".join(f"{name} {facts[name]['prior']:.2f}" for name in ("concentration", "mobility"))
-    weights = ", ".join(f"{word.text} {weight:.2f}" for word, weight in zip(prior.words, prior.weight.tolist(), strict=True))
-    gated = "" if all(weight == 1 for weight in prior.weight.tolist()) else f"; weights: {weights}"
+    weights = prior.weight.tolist()
+    listed = ", ".join(f"{word.text} {weight:.2f}" for word, weight in zip(prior.words, weights, strict=True))
+    gated = "" if all(weight == 1 for weight in weights) else f"; weights: {listed}"
     return f"confidence (0 to 1, mean of the kept words): {measured}{gated}"

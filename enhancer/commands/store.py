@@ -27,8 +27,8 @@ AGES = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 def open_store(folder: Path) -> PriorStore:
     """The store in a folder that exists; a typing error is no empty store."""
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}. A run's priors are in <run folder>/priors, unless its recipe has "
-                        f"teacher.store.")
+        raise UserError(f"There is no folder {folder}. A run's priors are in <run folder>/priors, unless its recipe "
+                        f"has teacher.store.")
     return PriorStore(folder)
 
 
@@ -112,7 +112,8 @@ def verify_store(folder: Path, delete: bool, console: Console) -> bool:
             store.discard(key)
     told = " and deleted: the next extraction makes them again" if delete and damaged else ""
     whole = len(keys) - len(damaged)
-    console.print(f"{whole} of {len(keys)} priors are whole, {len(damaged)} damaged{told}", markup=False, highlight=False)
+    console.print(f"{whole} of {len(keys)} priors are whole, {len(damaged)} damaged{told}", markup=False,
+                  highlight=False)
     return delete or not damaged
 
 
@@ -121,8 +122,8 @@ def verify_store(folder: Path, delete: bool, console: Console) -> bool:
 def collect_garbage(folder: Path, runs: list[Path], recipes: list[str], delete: bool, console: Console) -> list[str]:
     """Deletes the priors that none of the named runs and recipes uses, and the temporary files of killed writes.
 
-    Returns the keys of unused priors; delete=False only names them. Without a run or a recipe no prior counts as unused.
-    Raises UserError where a run or recipe uses no prior of this store at all, which is most likely a wrong name.
+    Returns the keys of unused priors; delete=False only names them. Without a run or a recipe no prior counts as
+    unused. Raises UserError where a run or recipe uses no prior of this store at all, most likely a wrong name.
     """
     store = open_store(folder)
     keys, used = store.keys(), set()
@@ -130,8 +131,8 @@ def collect_garbage(folder: Path, runs: list[Path], recipes: list[str], delete: 
     named += [(name, _keys_of_recipe(name, store)) for name in recipes]
     for name, its in named:
         if not its & set(keys):
-            raise UserError(f"{name} uses none of the {len(keys)} priors in {folder}, so nothing is deleted; check the two "
-                            f"names.")
+            raise UserError(f"{name} uses none of the {len(keys)} priors in {folder}, so nothing is deleted; check the "
+                            f"two names.")
         used |= its
         console.note(f"{name} uses {len(its & set(keys))} of {len(keys)} priors")
     unused = [key for key in keys if key not in used] if named else []

@@ -1,11 +1,11 @@
 """What each way of harvesting costs and gives: a table over the world's clips, for choosing an extraction.
 
-For steps × memory × guidance × where it is harvested (denoise, inversion, noise): PSNR of the reconstruction, AUC of the
-priors' nouns and motion words against the ground truth for each direction of the map, and CPU seconds a clip.
+For steps × memory × guidance × where it is harvested (denoise, inversion, noise): PSNR of the reconstruction, AUC of
+the priors' nouns and motion words against the ground truth for each direction of the map, and CPU seconds a clip.
 
-A cell is one such way. A few clips at a time go through all cells, and what is measured is stored at once: a second call
-goes on with the rest, also with more clips. Cells are compared on the clips that all of them have.
-Guidance and memory exist while denoising only, so the other two have one cell a number of steps.
+A cell is one such way. A few clips at a time go through all cells, and what is measured is stored at once: a second
+call goes on with the rest, also with more clips. Cells are compared on the clips that all of them have. Guidance and
+memory exist while denoising only, so the other two have one cell a number of steps.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def measure_cells(
     rows = [row for row in json.loads((world / "test.json").read_text(encoding="utf-8"))
             if row["question_type"] in ABOUT_THINGS][:clips]
     if not rows:
-        raise UserError(f"{world / 'test.json'} has no question about a thing ({', '.join(ABOUT_THINGS)}): make a world "
-                        f"with such questions.")
+        raise UserError(f"{world / 'test.json'} has no question about a thing ({', '.join(ABOUT_THINGS)}): make a "
+                        f"world with such questions.")
     document = _document(out, {"format": FORMAT, "teacher": teacher.fingerprint(), "world": world.resolve().name,
                                "settings": asdict(base)})
     for cell in wanted:
@@ -119,7 +119,7 @@ def _document(out: Path, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(teacher: Any, rows: list[dict], world: Path, truth: WorldTruth, settings: ExtractionSettings) -> dict:
-    """By clip: psnr_db, cpu_seconds, and the AUC of every word by direction: {"t2v": {"nouns": [...], "motion": [...]}}.
+    """By clip: psnr_db, cpu_seconds, and every word's AUC by direction: {"t2v": {"nouns": [...], "motion": [...]}}.
 
     One harvest serves all directions. CPU seconds of all threads end with the last step: choosing heads and words and
     decoding the reconstruction cost every cell the same. Other work on the machine hardly changes them.
@@ -150,8 +150,9 @@ def shared_clips(document: dict[str, Any]) -> list[str]:
 
 
 def figures(cell: dict[str, Any], clips: list[str]) -> dict[str, Any]:
-    """Means of a cell over these clips: psnr_db (None where nothing is denoised), cpu_seconds, and, by direction and kind
-    of word, auc with its 95% interval: {"t2v": {"nouns": {"auc", "low", "high", "n"}, ...}, ...}; None without words.
+    """Means of a cell over these clips: psnr_db (None where nothing is denoised), cpu_seconds, and, by direction and
+    kind of word, auc with its 95% interval: {"t2v": {"nouns": {"auc", "low", "high", "n"}, ...}, ...}; None without
+    words.
     """
     measured = [cell["clips"][clip] for clip in clips]
     psnr = [of_clip["psnr_db"] for of_clip in measured]
@@ -200,8 +201,8 @@ def markdown(document: dict[str, Any]) -> str:
     threads = "one thread" if document["threads"] == 1 else f"{document['threads']} threads"
     widths = " and ".join(f"±{100 * np.median(half_widths[kind]):.0f} ({words[kind]} {name})"
                           for kind, name in zip(KINDS, ("nouns", "motion words"), strict=True) if half_widths[kind])
-    lines += ["", f"{len(clips)} test clips, {threads}. AUC × 100 of nouns / motion words, chance 50; 95% intervals, over "
-                  f"clips, are about {widths}. Seconds are to the last step, all directions harvested."]
+    lines += ["", f"{len(clips)} test clips, {threads}. AUC × 100 of nouns / motion words, chance 50; 95% intervals, "
+                  f"over clips, are about {widths}. Seconds are to the last step, all directions harvested."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,11 @@
-"""How fast a store is looked through: headers alone (`enhancer store ls`) and whole files with their checksums (`verify`).
+"""How fast a store is looked through: headers alone (`enhancer store ls`) and whole files with checksums (`verify`).
 
     python tests/benchmarks/bench_store.py [PRIORS]            (or: make bench)
 
 Priors of CogVideoX-5B's geometry with 30 words and the whole record of an extraction: a grid of 13 × 30 × 45 cells, the
 scores of 48 heads, or of every head of 42 layers (head_scope layer_head), with their errors, and of 60 words. PRIORS
-(default 300) of each are written to a temporary folder; both ways then read all of them in turn, from the system's cache.
-Seconds are CPU seconds of the one thread, which other work on the machine hardly changes.
+(default 300) of each are written to a temporary folder; both ways then read all of them in turn, from the system's
+cache. Seconds are CPU seconds of the one thread, which other work on the machine hardly changes.
 
 Prints how large a file and its header are, then JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}:
 ours is headers alone, other whole files, both in priors a second (medians over the turns), ratio = ours/other. They are
@@ -87,9 +87,10 @@ def main() -> None:
                 for way, read in ways.items():
                     found[way].append(priors_a_second(read, keys))
             ours, other = (statistics.median(found[way]) for way in ways)
-            line = json.dumps({"name": f"store scan, headers against whole files, {name}", "ours": round(ours, 1),
-                               "other": round(other, 1), "ratio": round(ours / other, 2), "unit": "priors/s", "n": TURNS,
-                               "machine": machine})
+            line = json.dumps({
+                "name": f"store scan, headers against whole files, {name}", "ours": round(ours, 1),
+                "other": round(other, 1), "ratio": round(ours / other, 2), "unit": "priors/s", "n": TURNS,
+                "machine": machine})
             print(line)
             with OUT.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")

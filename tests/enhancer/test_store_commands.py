@@ -26,7 +26,8 @@ from vdm_priors.words import split_words
 
 
 def call(*arguments, columns=120):
-    result = CliRunner().invoke(app, ["store", *map(str, arguments)], env={"COLUMNS": str(columns), "ENHANCER_TRACEBACK": "0"})
+    environment = {"COLUMNS": str(columns), "ENHANCER_TRACEBACK": "0"}
+    result = CliRunner().invoke(app, ["store", *map(str, arguments)], env=environment)
     return result.exit_code, result.output
 
 
@@ -46,7 +47,8 @@ def store(tmp_path):
 
 @pytest.fixture
 def keys(store):
-    return [put(store, "the red ball rolls"), put(store, "a Blue cube jumps up and then down the long stairs again and again"),
+    return [put(store, "the red ball rolls"),
+            put(store, "a Blue cube jumps up and then down the long stairs again and again"),
             put(store, "the red ball rolls", "oracle", ""), put(store, "nothing moves", "vdm", "other")]
 
 
@@ -60,11 +62,13 @@ def test_ls_shows_a_line_a_prior(store, keys):
     row = next(line for line in lines if line.startswith(keys[0][:12]))
     assert row.split()[1:3] == ["vdm", "tiny"] and "the red ball rolls" in row and "2×4×5" in row and " kB" in row
     assert row.split()[-5] == "4"  # words
-    assert all(len(line) <= 120 for line in lines) and all(len(line) <= 90 for line in call("ls", store.folder, columns=90)[1].splitlines())
+    assert all(len(line) <= 120 for line in lines)
+    assert all(len(line) <= 90 for line in call("ls", store.folder, columns=90)[1].splitlines())
 
 
 @pytest.mark.parametrize("filters, found", [
-    (["--source", "oracle"], {2}), (["--model", "tiny"], {0, 1}), (["--text", "blue CUBE"], {1}), (["--source", "vdm", "--text", "red"], {0}),
+    (["--source", "oracle"], {2}), (["--model", "tiny"], {0, 1}), (["--text", "blue CUBE"], {1}),
+    (["--source", "vdm", "--text", "red"], {0}),
     (["--source", "shuffled"], set())])
 def test_ls_filters(store, keys, filters, found):
     rows = [json.loads(line) for line in call("ls", store.folder, "--json", *filters)[1].splitlines()]
@@ -74,7 +78,8 @@ def test_ls_filters(store, keys, filters, found):
 def test_ls_json_has_whole_values(store, keys):
     rows = {row["key"]: row for row in map(json.loads, call("ls", store.folder, "--json")[1].splitlines())}
     row, path = rows[keys[1]], store.path(keys[1])
-    assert row["words"][:3] == ["a", "Blue", "cube"] and row["grid"] == [2, 4, 5] and row["bytes"] == path.stat().st_size
+    assert row["words"][:3] == ["a", "Blue", "cube"] and row["grid"] == [2, 4, 5]
+    assert row["bytes"] == path.stat().st_size
     assert row["modified"] == path.stat().st_mtime and rows[keys[2]]["model"] == ""
 
 
@@ -177,7 +182,8 @@ def test_gc_knows_what_a_recipe_and_an_unfinished_run_use(extracted):
 def test_a_deleted_prior_is_made_again(tmp_path):
     make_world(tmp_path, WorldSettings(train_clips=3, test_clips=0, frames=5, height=32, width=32))
     samples, _ = load_samples(tmp_path / "train.json", tmp_path)
-    context = SourceContext(samples=samples, store=PriorStore(tmp_path / "store"), sampling=Sampling(5), truth=load_truth(tmp_path))
+    context = SourceContext(samples=samples, store=PriorStore(tmp_path / "store"), sampling=Sampling(5),
+                            truth=load_truth(tmp_path))
     report = fill_store(build_source("oracle", context), samples, context.store)
     context.store.path(report.rows[1][1]).write_bytes(b"damaged")
     assert call("verify", tmp_path / "store", "--delete")[0] == 0

@@ -82,6 +82,14 @@ def test_a_hub_that_cannot_be_reached_says_how_to_point_to_a_folder(video, tmp_p
     assert code == 0 and "hf download owner/never-there --local-dir FOLDER" in said, said
 
 
+@pytest.mark.parametrize("layers, message", [
+    ("[]", "teacher.extraction.layers names no layer: null takes all"),
+    ("[0,7]", "teacher.extraction.layers names [7], but the teacher has attention layers 0 to 1")])
+def test_layers_that_are_none_or_not_there_are_refused_before_anything_loads(recipe, layers, message):
+    code, out, stderr = call("validate", recipe, f"teacher.extraction.layers={layers}")
+    assert code != 0 and message in " ".join((out + stderr).split())
+
+
 def truncate(teacher):
     path = teacher / WEIGHTS
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -133,7 +141,8 @@ def test_words_beyond_the_limit_are_noted_in_the_provenance_and_in_the_run(recip
     (tmp_path / "data" / "train.json").write_text(json.dumps(data))
     code, _, stderr = call("extract", recipe)
     assert code == 0, stderr
-    noted = {row["sample_id"]: row.get("notes", []) for row in read_json(tmp_path / "runs" / "tiny" / "priors.json", [])}
+    rows = read_json(tmp_path / "runs" / "tiny" / "priors.json", [])
+    noted = {row["sample_id"]: row.get("notes", []) for row in rows}
     (note,) = noted["train1"]
     assert note.startswith("beyond the teacher's text limit, so without a prior: ") and "where" in note
     assert noted["train0"] == noted["train2"] == []
@@ -157,7 +166,8 @@ def test_infinite_latents_name_the_step(video, teacher, tmp_path):
 
 OUT = {
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried to "
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried "
+                        "to "
                         "allocate 68719476736 bytes. Error code 12 (Cannot allocate memory)"),
     "python": MemoryError(),
 }

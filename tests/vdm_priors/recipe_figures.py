@@ -45,7 +45,8 @@ class Figures:
         gpu = next(size for size in GPUS if size >= ROOM * self.gigabytes)
         thousand = float(f"{1000 * self.minutes:.2g}")
         return (f"# Hardware: priors one GPU of {gpu} GB (about {self.gigabytes:.0f} GB and the VAE's own; estimate)",
-                f"# Minutes:  priors about {self.minutes:.2f} a clip on an H100, {thousand:.0f} for 1,000 clips (estimate)")
+                f"# Minutes:  priors about {self.minutes:.2f} a clip on an H100, {thousand:.0f} for 1,000 clips "
+                f"(estimate)")
 
     def row(self, recipe: str) -> str:
         """Of the table in docs/teachers.md."""
@@ -54,8 +55,8 @@ class Figures:
         networks = sum(cost.parameters.get(part, 0) for part in PARTS if part.startswith("transformer"))
         billions = " + ".join(f"{count / 1e9:.2f}" for count in (networks, cost.parameters["vae"], encoders))
         return (f"| `{recipe}` | {self.model} | {billions} | {cost.frames} × {cost.size[0]} × {cost.size[1]} | "
-                f"{cost.vision_tokens:,} | {_power(cost.forward_flops)} | {cost.forwards} | {_power(cost.clip_flops)} | "
-                f"{seconds:.{0 if seconds >= 10 else 1}f} | {self.gigabytes:.0f} |")
+                f"{cost.vision_tokens:,} | {_power(cost.forward_flops)} | {cost.forwards} | "
+                f"{_power(cost.clip_flops)} | {seconds:.{0 if seconds >= 10 else 1}f} | {self.gigabytes:.0f} |")
 
 
 def _power(flops: float) -> str:

@@ -169,13 +169,15 @@ def test_options_that_came_later_leave_the_defaults_keys_as_they_were():
     """Stores that were filled before these options existed remain in use."""
     later = {"mask", "layers", "confidence", "words", "mask_radius", "band_width", "band_unit", "band_order"}
     assert not (later - {"mask_radius"}) & set(ExtractionSettings().effective())
-    assert later - {"mask_radius"} <= set(ExtractionSettings(mask="band", layers=[0], confidence="both", words="content").effective())
+    used = ExtractionSettings(mask="band", layers=[0], confidence="both", words="content").effective()
+    assert later - {"mask_radius"} <= set(used)
 
 
 def test_noise_harvest_against_a_plain_run():
-    """Maps by hand at t = 125 and 375 of 1000 (two parts of the half below the ceiling), with noise that no batch changes."""
+    """Maps by hand at t = 125 and 375 of 1000 (two parts of the half below the ceiling); no batch changes the noise."""
     teacher, clip = tiny_teacher(), random_clip()
-    settings = replace(FAST, harvest_at="noise", head_selection=False, token_selection=False, frame_weight="token", seed=3)
+    settings = replace(
+        FAST, harvest_at="noise", head_selection=False, token_selection=False, frame_weight="token", seed=3)
     told = []
     (prior,) = extract_priors(teacher, [clip], [TEXT], settings, on_step=lambda *step: told.append(step))
     assert told == [("noise", 0, 2), ("noise", 1, 2)]

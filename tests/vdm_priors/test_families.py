@@ -510,6 +510,31 @@ def test_token_grid_covers_the_clip(name):
     assert found.v2v.shape[-1] == grid.num_tokens  # a cell for every token
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_offloaded_parts_come_for_their_work_and_go(name, monkeypatch):
+    """Text encoders and VAE are brought to the device, work, and leave; what they give does not change."""
+    plain, teacher = tiny_family(name), copy.deepcopy(tiny_family(name))
+    teacher.offload("cpu")
+    assert teacher.offloaded and not plain.offloaded
+    told, parts = [], [part for part in ("vae", "text_encoder", "text_encoder_2") if getattr(teacher, part, None)]
+    for part in parts:
+        def to(device, part=part):
+            told.append((part, str(device)))
+
+        monkeypatch.setattr(getattr(teacher, part), "to", to)
+    pixels = plain.prepare_frames(random_clip(FRAMES[name]).frames, SIZE)
+    latents = teacher.encode_video(pixels)
+    torch.testing.assert_close(latents, plain.encode_video(pixels))
+    # a copy's weights lie elsewhere in memory, and convolutions may round otherwise
+    torch.testing.assert_close(teacher.decode(latents, FRAMES[name]), plain.decode(latents, FRAMES[name]))
+    assert told == [("vae", "cpu")] * 4  # the device that is computed on, and main memory; here they are the same
+    told.clear()
+    text, ours = plain.encode_text(["the red ball"])[0], teacher.encode_text(["the red ball"])[0]
+    embeds = [x.embeds if isinstance(x, MaskedText) else x for x in (text, ours)]
+    torch.testing.assert_close(*embeds)
+    assert told == [(part, "cpu") for part in parts[1:] for _ in range(2)]
+
+
 def test_front_padding_joins_the_first_frame():
     """9 frames are latents [pad, 0], [1, 2]: the first token stands for the first frame, the second for the others."""
     teacher = tiny_family("cogvideox15")
@@ -527,6 +552,23 @@ def test_front_padding_joins_the_first_frame():
         changed[:, : held - (frames - 1) // 4 - 1] = 7.0  # the padding is dropped before decoding
         assert torch.equal(teacher.decode(changed, frames), teacher.decode(latents, frames))
         assert teacher.decode(latents, frames).shape == pixels.shape
+
+
+def test_front_padding_is_that_of_diffusers_image_to_video():
+    """Its pipeline puts a copy of the first latent frame before those of the image; ours does before a clip's."""
+    from diffusers import CogVideoXImageToVideoPipeline
+
+    teacher = tiny_family("cogvideox15")
+    pipeline = CogVideoXImageToVideoPipeline(
+        tokenizer=teacher.tokenizer, text_encoder=teacher.text_encoder, vae=teacher.vae,
+        transformer=teacher.transformer, scheduler=teacher.scheduler)
+    pixels, channels = teacher.prepare_frames(random_clip(9).frames, SIZE), teacher.vae.config.latent_channels
+    _, theirs = pipeline.prepare_latents(pixels[:, :, 0], num_frames=9, num_channels_latents=channels, height=SIZE[0],
+                                         width=SIZE[1], device="cpu", dtype=torch.float32, generator=generator(0))
+    ours = teacher.encode_video(pixels)
+    assert theirs.shape == ours.shape  # three latent frames and one before them
+    for latents in (theirs, ours):
+        assert torch.equal(latents[:, 0], latents[:, 1]) and not torch.equal(latents[:, 1], latents[:, 2])
 
 
 def test_ofs_is_told():

@@ -70,7 +70,8 @@ def test_function_words_can_be_left_out(unit, selection):
     assert len(words) == (3 if not selection else len([e for e in report if e["selected"]])) == len(kept)
     only, *_ = choose_words(maps[:2], read_text("is it", [(0, 2), (3, 5)]), make_grid(3, 2, 2), settings)
     assert only  # nothing else is there
-    everything = choose_words(maps, read_text(TEXT, OFFSETS), make_grid(3, 2, 2), ExtractionSettings(token_unit=unit))[0]
+    settings = ExtractionSettings(token_unit=unit)
+    everything = choose_words(maps, read_text(TEXT, OFFSETS), make_grid(3, 2, 2), settings)[0]
     assert {"a", "it"} & {word.text for word in everything}
 
 

@@ -206,7 +206,9 @@ def test_an_entry_reads_the_header_alone(store):
         store.get(KEY)
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64, (10**9).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"abc", b"\xff" * 64, (10**9).to_bytes(8, "little") + b"{}", b"\x02" + bytes(7) + b"{}"])
 def test_a_header_that_cannot_be_read_is_told(store, content):
     store.put(KEY, make_prior())
     store.path(KEY).write_bytes(content)

@@ -71,7 +71,8 @@ def test_the_interval_is_of_clips_and_a_mean_of_words():
     nouns = found["t2v"]["nouns"]
     assert found["psnr_db"] == 11.5 and nouns["auc"] == pytest.approx(0.5) and nouns["n"] == 20
     spread = 1.96 * (0.05 / 4) ** 0.5  # variance of the four values, by their number
-    assert nouns["low"] == pytest.approx(0.5 - spread, abs=0.04) and nouns["high"] == pytest.approx(0.5 + spread, abs=0.04)
+    assert nouns["low"] == pytest.approx(0.5 - spread, abs=0.04)
+    assert nouns["high"] == pytest.approx(0.5 + spread, abs=0.04)
     assert found["t2v"]["motion"] == {"auc": None, "low": None, "high": None, "n": 0}
 
 
@@ -91,7 +92,8 @@ def test_it_goes_on_with_the_rest_and_refuses_figures_of_something_else(world, t
     document = measure_cells(teacher, world, truth, [NOISE], out, clips=3)  # more clips: what is there stays
     assert made[2:] == [("noise", 1)] and len(shared_clips(document)) == 2
     with pytest.raises(UserError, match="differ in settings"):
-        measure_cells(teacher, world, truth, [NOISE], out, clips=2, settings=ExtractionSettings(seed=1, harvest_at="noise"))
+        other = ExtractionSettings(seed=1, harvest_at="noise")
+        measure_cells(teacher, world, truth, [NOISE], out, clips=2, settings=other)
     out.write_text("[]")
     with pytest.raises(UserError, match="is no fidelity table"):
         measure_cells(teacher, world, truth, [NOISE], out, clips=2)

@@ -45,6 +45,7 @@ class Teacher(Protocol):
         tokens have empty spans, whatever attention they get, so that they are never part of a word.
     predict: v of the schedule's kind, float32 [B, F, C, h, w]; latents are float32 between steps, the networks
         run in the number format they were loaded in.
+    offload: brings the transformers to a device, and the other networks only while they work; offloaded: that it has.
     max_text_tokens is L; trained_frames is N of the clips that it was trained on, or that its pipeline makes.
     """
 
@@ -52,11 +53,13 @@ class Teacher(Protocol):
     max_text_tokens: int
     trained_frames: int
     guidance_kind: str
+    offloaded: bool
     scheduler: Any
     attention_models: Sequence[Any]
     attention_layers: Sequence[AttentionLayer]
 
     def fingerprint(self) -> str: ...
+    def offload(self, device: str | torch.device) -> None: ...
     def schedule(self, shape: Sequence[int]) -> Schedule: ...
     def check_frames(self, frames: int) -> None: ...
     def frame_size(self, size: tuple[int, int] | None = None) -> tuple[int, int]: ...
@@ -78,14 +81,21 @@ class Teacher(Protocol):
 
 
 def load_teacher(
-    path_or_hub: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    path_or_hub: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    offload: bool = False,
 ) -> Teacher:
     """Load a diffusers folder, or a hub name like "THUDM/CogVideoX-2b", by its family.
 
+    offload: text encoders and VAE wait in main memory and come to the device only while they work.
     Reads safetensors and JSON only; never runs code of the folder. Raises ModelError for a
     missing or incomplete folder and for an unknown family, listing the known ones.
     """
-    return family_of(path_or_hub).load(path_or_hub, dtype=dtype, device=device)
+    family = family_of(path_or_hub)
+    if not offload:
+        return family.load(path_or_hub, dtype=dtype, device=device)
+    teacher = family.load(path_or_hub, dtype=dtype, device="cpu")
+    teacher.offload(device)
+    return teacher
 
 
 def load_skeleton(path_or_hub: str | Path) -> Teacher:

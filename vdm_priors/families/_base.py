@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from vdm_priors.fingerprint import fingerprint, hub_commit
 from vdm_priors.grid import WHOLE_FRAME, TokenGrid, frame_spans, merge_spans
 
 Span = tuple[int, int]
+TRANSFORMERS = ("transformer", "transformer_2")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 def load_pipeline(
@@ -102,6 +105,7 @@ class PipelineTeacher:
 
     guidance_kind = "batched"
     patch_frames = 1  # latent frames that a token joins
+    offloaded = False  # whether text encoders and VAE wait in main memory
 
     max_text_tokens: int
     trained_frames: int
@@ -126,6 +130,39 @@ class PipelineTeacher:
     @property
     def device(self) -> torch.device:
         return self.transformer.device
+
+    def offload(self, device: str | torch.device) -> None:
+        """Brings the transformers to `device`; text encoders and VAE are there only while they work.
+
+        Of a teacher that was loaded in main memory, to be called once. Results do not change.
+        """
+        def comes(module: Any, *_: Any) -> None:
+            module.to(device)
+
+        def goes(module: Any, *_: Any) -> None:
+            module.to("cpu")
+
+        for transformer in self._parts(TRANSFORMERS):
+            transformer.to(device)
+        for encoder in self._parts(TEXT_ENCODERS):
+            encoder.register_forward_pre_hook(comes)
+            encoder.register_forward_hook(goes)
+        self.offloaded = True
+
+    def _parts(self, names: Sequence[str]) -> list[Any]:
+        """Those of these networks that the model has."""
+        return [part for name in names if (part := getattr(self, name, None)) is not None]
+
+    @contextmanager
+    def _working(self, network: Any) -> Iterator[None]:
+        """Inside, the network is where the transformer is."""
+        if self.offloaded:
+            network.to(self.device)
+        try:
+            yield
+        finally:
+            if self.offloaded:
+                network.to("cpu")
 
     def fingerprint(self) -> str:
         """What tells this teacher from others: vdm_priors.fingerprint of its folder."""
@@ -196,8 +233,9 @@ class PipelineTeacher:
         Takes the posterior's mode: no random draw. Where a token joins several latent frames, copies of the first
         one fill up the front to whole tokens.
         """
-        posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
-        latents = self._scaled(posterior.mode().float()).transpose(1, 2)
+        with self._working(self.vae):
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype)).latent_dist
+            latents = self._scaled(posterior.mode().float()).transpose(1, 2)
         padding = self._padding(latents.shape[1])
         return torch.cat([latents[:, :1]] * padding + [latents], dim=1) if padding else latents
 
@@ -211,7 +249,8 @@ class PipelineTeacher:
         if frames is not None:
             self.check_frames(frames)
             latents = latents[:, -((frames - 1) // self._frames_per_latent + 1) :]
-        return self._decoded(self._unscaled(latents.transpose(1, 2)).to(self.device, self.vae.dtype)).float()
+        with self._working(self.vae):
+            return self._decoded(self._unscaled(latents.transpose(1, 2)).to(self.device, self.vae.dtype)).float()
 
     def _decoded(self, z: Tensor) -> Tensor:
         """The VAE's own frames [B, 3, N, h·r, w·r] of its latents [B, C, F, h, w]."""
