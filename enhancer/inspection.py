@@ -28,7 +28,8 @@ from vlm_hooks.capture import CaptureRequest, capture
 from vlm_hooks.words import match_words
 
 PICTURE = 480  # pixels of a frame's longer side on the page
-SHOWN_WIDTH = 300  # pixels that a frame has at least on a page that is wide enough
+FEW_COLUMNS = 5  # of cells; frames with more are drawn wider
+FRAME_WIDTHS = (140, 440)  # pixels that a frame has at least on a page that is wide enough: with few columns, with more
 NUMBER_WIDTH = 24  # pixels that a cell needs for its number
 VIEW = 1000.0  # width of a drawing in its own units
 
@@ -141,6 +142,7 @@ def write_page(inspection: Inspection, path: Path) -> Path:
 
 def _context(shown: Inspection) -> dict:
     frames, rows, columns = shown.grid.shape
+    width = FRAME_WIDTHS[columns > FEW_COLUMNS]
     return {
         "shown": shown,
         "shape": (frames, rows, columns),
@@ -148,7 +150,9 @@ def _context(shown: Inspection) -> dict:
         "cells": _cells(shown),
         "unseen": _unseen(shown),
         "view": (VIEW, _view_height(shown)),
-        "numbers": "all" if SHOWN_WIDTH / columns >= NUMBER_WIDTH else "first",
+        "frame_width": width,
+        "border": 2 if columns <= FEW_COLUMNS else 1,
+        "numbers": "all" if width / columns >= NUMBER_WIDTH else "first",
         "runs": _runs(shown.positions),
         "heat": _heat(shown),
     }

@@ -13,27 +13,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from vdm_priors.errors import ModelError, SampleError
-from vdm_priors.grid import TokenGrid, frame_spans, merge_spans
+from vdm_priors.grid import TokenGrid
 from vlm_hooks.encoding import Encoding, Prompt, answer_labels, original_offsets
+from vlm_hooks.videos import Video, chosen_video, seconds_per_frame, token_spans
 
 PARTS = ("vision", "merger", "llm")
 LETTER_REQUEST = "Answer with the option's letter."
 # stands for the question while the chat template is rendered; private-use characters
 _PLACEHOLDER = "\ue000question\ue001"
-
-
-class Video(NamedTuple):
-    """A video in a sequence: positions [F·H·W] of its visual tokens, frame by frame, then row by row, and F, H, W."""
-
-    positions: Tensor
-    shape: tuple[int, int, int]
 
 
 @dataclass
@@ -108,6 +103,21 @@ class Student(ABC):
                 "model.safetensors, the tokenizer and the processor's files."
             ) from error
         student = cls(model.to(device), processor, name)
+        student._check_processor()
+        return student
+
+    @classmethod
+    def without_weights(cls, path_or_hub: str | Path) -> Student:
+        """A student for prompts, batches, token counts and grids: its model has a `config` and nothing to run.
+
+        Raises ModelError.
+        """
+        name = str(path_or_hub)
+        try:
+            processor, config = AutoProcessor.from_pretrained(name), AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The student model {name!r} cannot be read: {' '.join(str(error).split())[:300]}") from error
+        student = cls(SimpleNamespace(config=config, device="cpu"), processor, name)
         student._check_processor()
         return student
 
@@ -284,11 +294,11 @@ class Student(ABC):
         columns: list[Tensor] = []
         known: dict[tuple, TokenGrid] = {}
         for index, (clip, videos) in enumerate(zip(clips, self.videos(inputs), strict=True)):
-            video = _chosen(index, videos, None if which is None else which[index])
+            video = chosen_video(index, videos, None if which is None else which[index])
             _, rows, cols = video.shape
             key = (tuple(clip.times), clip.duration, tuple(clip.box), rows, cols)
             if key not in known:
-                known[key] = TokenGrid.regular(self._spans(clip), rows, cols, box=self.covered_box(clip.box))
+                known[key] = TokenGrid.regular(token_spans(clip, self.frames_per_token()), rows, cols, box=self.covered_box(clip.box))
             grid = known[key]
             if grid.shape != video.shape or len(video.positions) != grid.num_tokens:
                 raise ModelError(
@@ -299,27 +309,3 @@ class Student(ABC):
             grids.append(grid)
             columns.append(video.positions)
         return grids, columns
-
-    def _spans(self, clip: Any) -> Tensor:
-        """Seconds [F, 2] of each visual token; the last of an uneven count is not longer for its repeated frame."""
-        depth, count = self.frames_per_token(), len(clip.times)
-        groups = [list(range(first, min(first + depth, count))) for first in range(0, count, depth)]
-        return merge_spans(frame_spans(clip.times, clip.duration), groups)
-
-
-def _chosen(sample: int, videos: Sequence[Video], which: int | None) -> Video:
-    if which is None and len(videos) == 1:
-        return videos[0]
-    if which is None or not 0 <= which < len(videos):
-        asked = "none was chosen" if which is None else f"number {which} (counted from 0) was chosen"
-        raise ModelError(
-            f"Sample {sample} of the batch has {len(videos)} videos and {asked}: say with `which` which one the clip is."
-        )
-    return videos[which]
-
-
-def seconds_per_frame(clip: Any) -> float:
-    """Mean spacing of the sampled frames; a lone frame lasts the clip's duration, or a second."""
-    if len(clip.times) > 1 and clip.times[-1] > clip.times[0]:
-        return (clip.times[-1] - clip.times[0]) / (len(clip.times) - 1)
-    return clip.duration or 1.0

@@ -19,7 +19,7 @@ def inspect_video(
     console: Console,
 ) -> Path:
     """Writes the page, prints the words' tokens, and returns the page's path."""
-    from vlm_hooks.families import load_student
+    from vlm_hooks.families import find_family, load_student
 
     if not text.strip():
         raise UserError("--text is empty; give the question whose words are looked for.")
@@ -28,7 +28,9 @@ def inspect_video(
     clip = read_clip(video, Sampling(frames=frames, fps=fps))  # a bad file is told before a model loads
     quiet_libraries()
     tokens = teacher_tokens(teacher_path(teacher), text.strip())
-    student = load_student(student_path(model), device=torch_device("auto"))
+    path = student_path(model)
+    # without attention nothing is run: a large model's config and processor are enough
+    student = load_student(path, device=torch_device("auto")) if attention else find_family(path).Student.without_weights(path)
     inspection = inspect_clip(student, clip, text.strip(), tokens, attention)
     _describe(inspection, console)
     write_page(inspection, out)

@@ -136,6 +136,9 @@ def test_offsets_and_labels_are_the_texts(name, vocabulary, side):
     prompts, answers = [student.prompt(QUESTION).text, student.prompt("It?").text], ["à gauche", "up"]
     encoding = student.encode(clips, prompts, answers, padding_side=side)
     ids = encoding.inputs["input_ids"]
+    for clip, text, real in zip(clips, encoding.texts, encoding.inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
+        written = len(student.tokenizer(text)["input_ids"]) - 1  # the placeholder is replaced
+        assert real == written + student.num_video_tokens(*clip.frames.shape[:3], clip.times)
     for b, answer in enumerate(answers):
         spans, text = encoding.offsets[b], encoding.texts[b]
         assert len(spans) == ids.shape[1] and text == prompts[b] + answer + "<|im_end|>"
@@ -150,8 +153,8 @@ def test_offsets_and_labels_are_the_texts(name, vocabulary, side):
                 assert piece == text[start:end]
         labels = encoding.inputs["labels"][b]
         assert student.tokenizer.decode(labels[labels != -100]) == answer + "<|im_end|>"
-        words = split_words(QUESTION if b == 0 else "It?")
-        match = match_words(words, QUESTION if b == 0 else "It?", text, spans, student.prompt(QUESTION if b == 0 else "It?")[1])
+        question = (QUESTION, "It?")[b]
+        match = match_words(split_words(question), question, text, spans, student.prompt(question).question_start)
         assert not match.unmatched
 
 
@@ -162,6 +165,8 @@ def test_offsets_and_labels_are_the_texts(name, vocabulary, side):
 @families
 def test_a_clips_tokens_are_counted_before_they_are_made(name, frames):
     student = shared(name)
+    light = find_family(family_folder(name)).Student.without_weights(family_folder(name))  # as `enhancer validate` does
+    assert light.prompt("q?") == student.prompt("q?") and light.max_length == student.max_length
     for height, width in ((32, 48), (70, 41), (20, 90)):
         clip = make_clip(frames, height, width)
         prompt = student.prompt("q?").text
@@ -169,8 +174,8 @@ def test_a_clips_tokens_are_counted_before_they_are_made(name, frames):
         (grid,), (positions,) = student.grids(encoding.inputs, [clip])
         assert len(positions) == grid.num_tokens == len(set(positions.tolist()))
         added = encoding.inputs["input_ids"].shape[1] - (len(student.tokenizer(prompt)["input_ids"]) - 1)
-        assert added == student.num_video_tokens(frames, height, width, clip.times)
-        assert added <= student.num_video_tokens(frames, height, width)
+        assert added == light.num_video_tokens(frames, height, width, clip.times)
+        assert added <= light.num_video_tokens(frames, height, width)
         assert grid.spans[0, 0] == 0 and grid.spans[-1, 1] == pytest.approx(frames / 2)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vlm_hooks import student
-from vlm_hooks.student import Video
+from vlm_hooks.videos import Video
 
 MODEL_TYPES = ("internvl",)
 ORIGINALS = ("internvl_chat", "InternVLChatModel")

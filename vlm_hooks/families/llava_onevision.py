@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vdm_priors.errors import SampleError
 from vlm_hooks import student
-from vlm_hooks.student import Video
+from vlm_hooks.videos import Video
 
 MODEL_TYPES = ("llava_onevision",)
 ORIGINALS = ("LlavaQwenForCausalLM",)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vdm_priors.errors import ModelError
 from vlm_hooks import student
-from vlm_hooks.student import Video
+from vlm_hooks.videos import Video
 
 MODEL_TYPES = ("qwen2_vl",)
 

@@ -31,12 +31,12 @@ class Student(qwen2_vl.Student):
     MERGERS = ("merger", "deepstack_merger_list")
 
     def num_video_tokens(self, frames: int, height: int, width: int, times: Sequence[float] | None = None) -> int:
-        frames, depth = max(frames, 2), self.frames_per_token()
-        times = [LONGEST] * frames if times is None else _even(list(times))
+        depth = self.frames_per_token()
+        times = [LONGEST] * frames if times is None else times
         pairs = [times[first : first + depth] for first in range(0, len(times), depth)]
         written = [f"<{(pair[0] + pair[-1]) / 2:.1f} seconds>" for pair in pairs]
         marks = sum(len(ids) + 2 for ids in self.tokenizer(written)["input_ids"])  # with vision_start and vision_end
-        return super().num_video_tokens(frames, height, width) + marks
+        return super().num_video_tokens(max(frames, 2), height, width) + marks
 
     def processor_settings(self, clips: Sequence[Any]) -> dict[str, Any]:
         settings = super().processor_settings(clips)
@@ -49,8 +49,3 @@ class Student(qwen2_vl.Student):
             milliseconds *= 2
         return {"total_num_frames": len(milliseconds), "fps": PER_SECOND, "frames_indices": milliseconds,
                 "duration": clip.duration}
-
-
-def _even(times: list[float]) -> list[float]:
-    """Times of an even number of frames: the last of an odd count is repeated."""
-    return times + times[-1:] * (len(times) % 2)
