@@ -9,10 +9,12 @@ TokenGrid must name that cell: span, row, column. Nothing of the model's or the 
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import InternVLConfig, LlavaOnevisionConfig, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
 from tests.vlm_hooks.tiny_families import SAVERS, family_student
 from tests.vlm_hooks.tiny_student import Clip
@@ -202,3 +204,27 @@ def test_resized_videos_keep_their_places(name, height, width):
         _, (top, left, bottom, right) = grid.cell(token)
         centre = seen[0, position][:, 1:].mean(dim=0) / 255
         assert ((centre - torch.tensor([(top + bottom) / 2, (left + right) / 2])).abs() < sides / 4).all()
+
+
+@pytest.mark.parametrize(("name", "config", "settings", "size", "shape", "covered"), [
+    # transformers' default configurations are those of the public checkpoints
+    ("qwen2_vl", Qwen2VLConfig, {"patch_size": 14}, (280, 448), (1, 10, 16), 1.0),
+    ("qwen2_5_vl", Qwen2_5_VLConfig, {"patch_size": 14}, (280, 448), (1, 10, 16), 1.0),
+    ("qwen3_vl", Qwen3VLConfig, {"patch_size": 16}, (320, 480), (1, 10, 15), 1.0),
+    ("internvl", InternVLConfig, {"size": {"height": 448, "width": 448}}, (90, 160), (2, 16, 16), 1.0),
+    ("llava_onevision", LlavaOnevisionConfig, {"size": {"height": 384, "width": 384}}, (90, 160), (2, 14, 14), 378 / 384),
+])  # fmt: skip
+def test_grids_of_the_public_checkpoints_sizes(name, config, settings, size, shape, covered):
+    student = family_student(name)
+    processor = student.processor
+    processor.video_processor = type(processor.video_processor)(**settings)
+    processor.image_seq_length, processor.num_image_tokens = 256, 729
+    tokens = {key: value for key, value in student.model.config.to_dict().items() if re.search("token_(id|index)$", key)}
+    student.model = SimpleNamespace(config=config(**tokens), device="cpu")
+    student._check_processor()
+    clip = coded_clip(1, 2, *size)
+    inputs = encoded(student, [clip])
+    (grid,), _ = student.grids(inputs, [clip])
+    assert grid.shape == shape
+    assert float(grid.row_edges[-1]) == pytest.approx(0.1 + 0.8 * covered) and float(grid.row_edges[0]) == 0.1
+    assert float(grid.column_edges[-1]) == pytest.approx(0.2 + 0.6 * covered)
