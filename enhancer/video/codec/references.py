@@ -28,6 +28,7 @@ _QUARTERS = np.array([
     [[(_G, 0, 0), (_H, 0, 0)], [(_B, 0, 0), (_H, 0, 0)], [(_B, 0, 0), (_J, 0, 0)], [(_B, 0, 0), (_H, 1, 0)]],
     [[(_H, 0, 0), (_H, 0, 0)], [(_H, 0, 0), (_J, 0, 0)], [(_J, 0, 0), (_J, 0, 0)], [(_J, 0, 0), (_H, 1, 0)]],
     [[(_H, 0, 0), (_G, 0, 1)], [(_H, 0, 0), (_B, 0, 1)], [(_J, 0, 0), (_B, 0, 1)], [(_H, 1, 0), (_B, 0, 1)]]])
+_BORDER = 4  # pixels; the six taps' results are all the edge's from there on
 _TAPS = np.array([1, -5, 20, 20, -5, 1], np.float32)
 
 
@@ -102,6 +103,7 @@ class Planes:
 
     @cached_property
     def _samples(self) -> np.ndarray:
+        """Four planes with a border, flattened."""
         def filtered(image: np.ndarray, vertical: bool) -> np.ndarray:
             kernel = _TAPS[:, None] if vertical else _TAPS[None]
             return cv2.filter2D(image, cv2.CV_32F, kernel, anchor=(0, 2) if vertical else (2, 0), borderType=cv2.BORDER_REPLICATE)
@@ -109,7 +111,8 @@ class Planes:
         def rounded(sums: np.ndarray, shift: int) -> np.ndarray:
             return np.clip(np.floor((sums + (1 << shift - 1)) / (1 << shift)), 0, 255).astype(np.uint8)
 
-        luma = self._luma
+        # beyond the picture its edge goes on: with so much of it, clamped places are exact
+        luma = cv2.copyMakeBorder(self._luma, *[_BORDER] * 4, cv2.BORDER_REPLICATE)
         right = filtered(luma, vertical=False)
         return np.stack([luma, rounded(right, 5), rounded(filtered(luma, vertical=True), 5),
                          rounded(filtered(right, vertical=True), 10)]).reshape(-1)
@@ -127,9 +130,10 @@ class Planes:
 
     def _gathered(self, whole: np.ndarray, sample: np.ndarray, height: int, width: int) -> np.ndarray:
         plane, right, down = sample.T
-        x = np.clip((whole[:, 0] + right)[:, None] + np.arange(width), 0, self.width - 1)
-        y = np.clip((whole[:, 1] + down)[:, None] + np.arange(height), 0, self.height - 1)
-        rows = (plane[:, None] * self.height + y) * self.width
+        all_rows, all_columns = self.height + 2 * _BORDER, self.width + 2 * _BORDER
+        x = np.clip((whole[:, 0] + right + _BORDER)[:, None] + np.arange(width), 0, all_columns - 1)
+        y = np.clip((whole[:, 1] + down + _BORDER)[:, None] + np.arange(height), 0, all_rows - 1)
+        rows = (plane[:, None] * all_rows + y) * all_columns
         return self._samples.take(rows[:, :, None] + x[:, None, :])
 
 
