@@ -112,6 +112,12 @@ def test_cells_say_why_they_have_no_motion():
     assert np.isnan(cells.displacement[expected != Validity.INTER]).all()
 
 
+def test_a_block_that_reaches_over_the_edge_counts_by_its_visible_part():
+    seen, resolved = blocks((0, 0, 2, 2, FIRST, 0, -1)), Resolved(np.array([-1]), np.ones(1, np.float32), np.zeros(1, np.float32))
+    cells = cells_of(seen, resolved, 8, 32, lambda distance: distance * 0.1)
+    assert (cells.validity[0, :2] == Validity.INTER).all() and cells.validity.shape == (1, 4)
+
+
 def test_blocks_by_plain_loops():
     rng = np.random.default_rng(2)
     records = np.zeros(40, VECTOR)

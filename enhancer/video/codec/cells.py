@@ -75,7 +75,8 @@ def cells_of(blocks: Blocks, resolved: Resolved, height: int, width: int, second
 
 def _weights(blocks: Blocks, resolved: Resolved, height: int, width: int) -> np.ndarray:
     """[B] how much a vector counts beside the other list's; 0 where its reference is unknown or it leaves the picture."""
-    source = blocks.corner + CELL * np.stack([blocks.wide, blocks.high], axis=1) / 2 + blocks.motion
+    end = np.minimum(blocks.corner + CELL * np.stack([blocks.wide, blocks.high], axis=1), (width, height))
+    source = (blocks.corner + end) / 2 + blocks.motion  # the middle of the block's visible part
     inside = (source >= 0).all(axis=1) & (source < (width, height)).all(axis=1)
     trusted = np.nan_to_num(resolved.confidence, nan=1.0) + LEAST_WEIGHT
     return np.where((resolved.distance != 0) & inside, trusted / (1 + resolved.difference) ** 2, 0)
