@@ -27,9 +27,9 @@ def context(tmp_path, samples=(), **changes):
     return SourceContext(samples=list(samples), store=PriorStore(tmp_path / "store"), sampling=Sampling(5), **changes)
 
 
-def prior_of(tmp_path, pictures, text=TEXT, **options):
+def prior_of(tmp_path, pictures, text=TEXT, source="codec"):
     sample = Sample("a", write(tmp_path / "a.mp4", pictures, options={"preset": "medium", "crf": "16"}), text, "left")
-    (_, prior), = build_source("codec", replace(context(tmp_path), **options)).extract([sample])
+    (_, prior), = build_source(source, context(tmp_path)).extract([sample])
     return prior
 
 
@@ -42,15 +42,15 @@ def square_over(pictures, motion=3):
     return found
 
 
-@pytest.mark.parametrize("camera", [(0.0, 0.0), (-1.5, 0.75)])
-def test_the_mass_is_on_what_moves_by_itself(tmp_path, camera):
-    pictures = square_over(panned(13, camera, (72, 96)))
-    prior = prior_of(tmp_path, pictures)
+@pytest.mark.parametrize("source, camera", [("codec", (0.0, 0.0)), ("codec", (-1.5, 0.75)), ("flow", (0.0, 0.0)), ("flow", (-1.5, 0.75)),
+                                            ("residual", (0.0, 0.0)), ("frame_difference", (0.0, 0.0))])
+def test_the_mass_is_on_what_moves_by_itself(tmp_path, source, camera):
+    prior = prior_of(tmp_path, square_over(panned(13, camera, (72, 96))), source=source)
     prior.validate()
-    assert [word.text for word in prior.words] == ["way", "red", "ball", "roll"] and prior.provenance["of"] == "things"
+    assert [word.text for word in prior.words] == ["way", "red", "ball", "roll"] and prior.provenance["source"] == source
     assert prior.grid.shape == (5, 16, 21) and torch.equal(prior.maps[0], prior.maps[3])
-    assert prior.maps[0].sum() == pytest.approx(1, abs=1e-5) and 0.7 < prior.weight[0] <= 1
-    on = prior.maps[0].sum(dim=0)[4:12].sum()  # its rows, a block's width around them
+    assert prior.maps[0].sum() == pytest.approx(1, abs=1e-5) and 0.6 < prior.weight[0] <= 1
+    on = prior.maps[0].sum(dim=0)[4:12].sum()  # its rows, a block's width around them; 0.5 by chance
     assert on > 0.8
     columns = (prior.maps[0].sum(dim=1) * torch.arange(21)).sum(dim=1) / prior.maps[0].sum(dim=(1, 2)).clamp_min(1e-9)
     assert columns[4] > columns[1] + 4  # it goes to the right
@@ -59,8 +59,9 @@ def test_the_mass_is_on_what_moves_by_itself(tmp_path, camera):
 def test_a_moving_camera_alone_is_the_motion_and_a_still_is_none(tmp_path):
     panning = prior_of(tmp_path, panned(13, (2.0, 0.0), (72, 96)))
     assert panning.provenance["of"] == "camera" and (panning.maps[0, 2] > 0).float().mean() > 0.9
-    still = prior_of(tmp_path, panned(13, (0.0, 0.0), (72, 96)))
-    assert isinstance(still, Problem) and "nothing moves" in still.reason
+    for source in ("codec", "flow", "frame_difference"):
+        still = prior_of(tmp_path, panned(13, (0.0, 0.0), (72, 96)), source=source)
+        assert isinstance(still, Problem) and f"as far as the source {source} tells" in still.reason
     silent = prior_of(tmp_path, panned(13, (2.0, 0.0), (72, 96)), text="What is it?")
     assert isinstance(silent, Problem) and "content word" in silent.reason
 
