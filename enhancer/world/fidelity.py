@@ -175,6 +175,27 @@ def _mean_auc(of_clips: list[list[float | None]]) -> dict[str, Any]:
     return {"auc": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high), "n": int(counts.sum())}
 
 
+def difference(
+    document: dict[str, Any], first: tuple[str, str], second: tuple[str, str], kind: str = "nouns"
+) -> dict[str, float]:
+    """Mean AUC of one way, (name of the cell, direction), minus another's, paired over the clips that both have.
+
+    {"difference", "low", "high"}: a 95% percentile bootstrap over clips. ValueError where they share no such word.
+    """
+    cells = [document["cells"][name]["clips"] for name, _ in (first, second)]
+    values = [
+        [[auc for auc in of_cell[clip][direction][kind] if auc is not None] for clip in cells[0] if clip in cells[1]]
+        for of_cell, (_, direction) in zip(cells, (first, second), strict=True)]
+    sums, counts = (np.array([[of(aucs) for aucs in of_way] for of_way in values]) for of in (sum, len))
+    if not counts.all(axis=0).any():
+        raise ValueError(f"difference: {first} and {second} share no {kind}.")
+    drawn = np.random.default_rng(0).integers(sums.shape[1], size=(DRAWS, sums.shape[1]))
+    mine, other = (sums[way][drawn].sum(axis=1) / np.maximum(counts[way][drawn].sum(axis=1), 1) for way in (0, 1))
+    low, high = np.percentile(mine - other, [2.5, 97.5])
+    means = sums.sum(axis=1) / counts.sum(axis=1)
+    return {"difference": float(means[0] - means[1]), "low": float(low), "high": float(high)}
+
+
 def markdown(document: dict[str, Any]) -> str:
     """The table: AUC ×100 of nouns / motion words, chance 50."""
     clips = shared_clips(document)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from enhancer.cli import app
 from enhancer.video.clip import Sampling, read_clip
 from enhancer.world import WorldSettings, make_world
-from enhancer.world.fidelity import Cell, cells, figures, markdown, measure_cells, shared_clips
+from enhancer.world.fidelity import Cell, cells, difference, figures, markdown, measure_cells, shared_clips
 from enhancer.world.measure import localisation
 from enhancer.world.truth import load_truth
 from tests.enhancer.tiny_run import teacher_folder
@@ -74,6 +74,21 @@ def test_the_interval_is_of_clips_and_a_mean_of_words():
     assert nouns["low"] == pytest.approx(0.5 - spread, abs=0.04)
     assert nouns["high"] == pytest.approx(0.5 + spread, abs=0.04)
     assert found["t2v"]["motion"] == {"auc": None, "low": None, "high": None, "n": 0}
+
+
+def test_a_difference_is_paired_over_clips():
+    """Clips differ much, ways little: the interval of the difference is that of the small one."""
+    values = [0.2, 0.4, 0.6, 0.8]
+
+    def cell(more):
+        return {"clips": {str(n): {"t2v": {"nouns": [value + more, None], "motion": []}}
+                          for n, value in enumerate(values)}}
+
+    document = {"cells": {"a": cell(0.1), "b": cell(0.0)}}
+    found = difference(document, ("a", "t2v"), ("b", "t2v"))
+    assert [found[key] for key in ("difference", "low", "high")] == pytest.approx([0.1] * 3)
+    with pytest.raises(ValueError, match="share no motion"):
+        difference(document, ("a", "t2v"), ("b", "t2v"), "motion")
 
 
 def test_it_goes_on_with_the_rest_and_refuses_figures_of_something_else(world, tmp_path, monkeypatch):
