@@ -1,4 +1,5 @@
-"""Where every visual token of a student lies on a video's frames, and which tokens of teacher and student are which word.
+"""Where every visual token of a student lies on a video's frames, and which tokens of teacher and student are which
+word.
 
 `inspect_clip` asks the student exactly as training does; `write_page` draws the answer on one self-contained page.
 
@@ -74,8 +75,8 @@ def inspect_clip(
 ) -> Inspection:
     """Ask `student` about a clip with `text` as the question. Raises SampleError as the student does.
 
-    teacher_tokens: piece and characters of each of the teacher's tokens of the text (empty for special ones). attention:
-    also run the model, and keep the words' attention over the visual tokens.
+    teacher_tokens: piece and characters of each of the teacher's tokens of the text (empty for special ones).
+    attention: also run the model, and keep the words' attention over the visual tokens.
     """
     prompt = student.prompt(text)
     encoding = student.encode([clip], [prompt.text])
@@ -93,11 +94,13 @@ def inspect_clip(
     maps = _attention(student, encoding.inputs, match, columns, grid) if attention and match.pairs else None
     return Inspection(
         model=student.folder, family=student.model.config.model_type, text=text, clip=clip, grid=grid,
-        positions=columns.tolist(), length=len(ids), words=rows, attended=[words[n] for n, _ in match.pairs], attention=maps)
+        positions=columns.tolist(), length=len(ids), words=rows, attended=[words[n] for n, _ in match.pairs],
+        attention=maps)
 
 
 def teacher_tokens(path: str, text: str) -> list[tuple[str, tuple[int, int]]]:
-    """Piece and characters of each token that a teacher reads of a text, from its tokenizer alone; its limit is kept."""
+    """Piece and characters of each token that a teacher reads of a text, from its tokenizer alone; its limit is
+    kept."""
     from transformers import AutoTokenizer
 
     from vdm_priors.families import load_skeleton
@@ -127,7 +130,9 @@ def _attention(student: Any, inputs: dict, match: Any, columns: torch.Tensor, gr
 
 def write_page(inspection: Inspection, path: Path) -> Path:
     """Write the page whole or not at all, and return its path. Raises UserError."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     source = resources.files("enhancer").joinpath("inspection.html.j2").read_text(encoding="utf-8")
     page = environment.from_string(source).render(**_context(inspection))
     part = path.with_name(f"{path.name}.part")
@@ -164,13 +169,15 @@ def _group(shown: Inspection, number: int) -> dict:
     inside = [n for n, time in enumerate(shown.clip.times) if start <= time < end]
     size = shown.grid.rows * shown.grid.columns
     first = number * size
+    frames = [{"number": n + 1, "seconds": f"{shown.clip.times[n]:.2f}", "uri": _picture(shown.clip.frames[n])}
+              for n in inside]
     return {
         "number": number + 1,
         "span": f"{start:.2f}–{end:.2f} s",
         "first": first,
         "last": first + size - 1,
         "positions": _runs(shown.positions[first : first + size]),
-        "frames": [{"number": n + 1, "seconds": f"{shown.clip.times[n]:.2f}", "uri": _picture(shown.clip.frames[n])} for n in inside],
+        "frames": frames,
     }
 
 

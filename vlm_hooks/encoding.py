@@ -44,7 +44,9 @@ class Encoding:
     answer_starts: list[int]
 
 
-def original_offsets(spans_bs2: Tensor, replaced: Sequence[Sequence[Mapping[str, Any]]], blank_bs: Tensor) -> list[Spans]:
+def original_offsets(
+    spans_bs2: Tensor, replaced: Sequence[Sequence[Mapping[str, Any]]], blank_bs: Tensor
+) -> list[Spans]:
     """Spans [B][S] in the unexpanded texts of tokens whose spans [B, S, 2] lie in the expanded ones.
 
     replaced [B]: each sample's replacements in order, with "span" before and "new_span" after (transformers'

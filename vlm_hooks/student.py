@@ -35,8 +35,8 @@ _PLACEHOLDER = "\ue000question\ue001"
 class Student(ABC):
     """A model with its processor; `folder` is where it was loaded from. Families derive from it.
 
-    A clip has frames (uint8 [N, H, W, 3]), times (N rising seconds), duration (seconds of the whole video) and box (top,
-    left, bottom, right of its frames in the normalised source frame).
+    A clip has frames (uint8 [N, H, W, 3]), times (N rising seconds), duration (seconds of the whole video) and box
+    (top, left, bottom, right of its frames in the normalised source frame).
     """
 
     model: PreTrainedModel
@@ -116,7 +116,8 @@ class Student(ABC):
         try:
             processor, config = AutoProcessor.from_pretrained(name), AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise ModelError(f"The student model {name!r} cannot be read: {' '.join(str(error).split())[:300]}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"The student model {name!r} cannot be read: {reason}") from error
         student = cls(SimpleNamespace(config=config, device="cpu"), processor, name)
         student._check_processor()
         return student
@@ -193,8 +194,8 @@ class Student(ABC):
         for token in [*self.tokenizer.all_special_tokens, self.processor.image_token, self.processor.video_token]:
             if token in text:
                 raise SampleError(
-                    f"The text {text[:60]!r} holds {token!r}, which the model reads as a control token and not as text: "
-                    "remove it from the sample."
+                    f"The text {text[:60]!r} holds {token!r}, which the model reads as a control token and not as "
+                    "text: remove it from the sample."
                 )
 
     # ---- batches ------------------------------------------------------------------------------
@@ -238,7 +239,9 @@ class Student(ABC):
         inputs = {name: value.to(device) for name, value in inputs.items()}
         return Encoding(inputs, texts, offsets, starts)
 
-    def _process(self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str) -> dict[str, Any]:
+    def _process(
+        self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str
+    ) -> dict[str, Any]:
         """The processor's batch, with "offset_mapping" [B, S, 2] and "text_replacement_offsets" [B]."""
         return dict(self.processor(
             text=texts, padding=True, padding_side=padding_side, return_tensors="pt", return_offsets_mapping=True,
@@ -259,8 +262,8 @@ class Student(ABC):
         videos, images = prompt.count(self.processor.video_token), prompt.count(self.processor.image_token)
         if (videos, images) != (1, 0):
             raise SampleError(
-                f"The prompt of sample {name} has {videos} videos and {images} images, but it is about one clip: make it "
-                "with `prompt`."
+                f"The prompt of sample {name} has {videos} videos and {images} images, but it is about one clip: make "
+                "it with `prompt`."
             )
 
     def _check_answer(self, name: str, answer: str) -> None:
@@ -270,7 +273,9 @@ class Student(ABC):
                 f"The answer {answer!r} of sample {name} is empty or has white space at its ends: write it without."
             )
 
-    def _check_lengths(self, mask: Tensor, visual: Tensor, clips: Sequence[Any], names: Sequence[str], limit: int) -> None:
+    def _check_lengths(
+        self, mask: Tensor, visual: Tensor, clips: Sequence[Any], names: Sequence[str], limit: int
+    ) -> None:
         for length, seen, clip, name in zip(mask.sum(1).tolist(), visual.sum(1).tolist(), clips, names, strict=True):
             if length > limit:
                 raise SampleError(
@@ -298,13 +303,14 @@ class Student(ABC):
             _, rows, cols = video.shape
             key = (tuple(clip.times), clip.duration, tuple(clip.box), rows, cols)
             if key not in known:
-                known[key] = TokenGrid.regular(token_spans(clip, self.frames_per_token()), rows, cols, box=self.covered_box(clip.box))
+                spans = token_spans(clip, self.frames_per_token())
+                known[key] = TokenGrid.regular(spans, rows, cols, box=self.covered_box(clip.box))
             grid = known[key]
             if grid.shape != video.shape or len(video.positions) != grid.num_tokens:
                 raise ModelError(
-                    f"Sample {index} of the batch has {len(video.positions)} visual tokens of a {video.shape} video, but "
-                    f"its clip of {len(clip.times)} frames gives a grid of {grid.shape}: encode and grids need the same "
-                    "clips."
+                    f"Sample {index} of the batch has {len(video.positions)} visual tokens of a {video.shape} video, "
+                    f"but its clip of {len(clip.times)} frames gives a grid of {grid.shape}: encode and grids need the "
+                    "same clips."
                 )
             grids.append(grid)
             columns.append(video.positions)

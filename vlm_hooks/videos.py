@@ -25,7 +25,8 @@ def chosen_video(sample: int, videos: Sequence[Video], which: int | None) -> Vid
     if which is None or not 0 <= which < len(videos):
         asked = "none was chosen" if which is None else f"number {which} (counted from 0) was chosen"
         raise ModelError(
-            f"Sample {sample} of the batch has {len(videos)} videos and {asked}: say with `which` which one the clip is."
+            f"Sample {sample} of the batch has {len(videos)} videos and {asked}: say with `which` which one the clip "
+            "is."
         )
     return videos[which]
 

@@ -29,8 +29,10 @@ def inspect_video(
     quiet_libraries()
     tokens = teacher_tokens(teacher_path(teacher), text.strip())
     path = student_path(model)
-    # without attention nothing is run: a large model's config and processor are enough
-    student = load_student(path, device=torch_device("auto")) if attention else find_family(path).Student.without_weights(path)
+    if attention:
+        student = load_student(path, device=torch_device("auto"))
+    else:  # nothing is run: a large model's config and processor are enough
+        student = find_family(path).Student.without_weights(path)
     inspection = inspect_clip(student, clip, text.strip(), tokens, attention)
     _describe(inspection, console)
     write_page(inspection, out)
@@ -40,11 +42,12 @@ def inspect_video(
 
 def _describe(shown: Inspection, console: Console) -> None:
     steps, rows, columns = shown.grid.shape
-    console.print(f"{shown.family}: {len(shown.clip.times)} frames become {steps} steps × {rows} rows × {columns} columns = "
-                  f"{len(shown.positions)} visual tokens of {shown.length}", markup=False, soft_wrap=True)
+    console.print(f"{shown.family}: {len(shown.clip.times)} frames become {steps} steps × {rows} rows × {columns} "
+                  f"columns = {len(shown.positions)} visual tokens of {shown.length}", markup=False, soft_wrap=True)
     for note in shown.clip.notes:
         console.warn(note)
-    table = rich.table.Table("word", "teacher's tokens", "student's tokens", "positions", box=None, padding=(0, 2, 0, 0))
+    columns = ("word", "teacher's tokens", "student's tokens", "positions")
+    table = rich.table.Table(*columns, box=None, padding=(0, 2, 0, 0))
     for row in shown.words:
         pieces, positions = [piece for _, piece in row.student], [str(position) for position, _ in row.student]
         table.add_row(escape(row.word.text), *(escape(" ".join(map(repr, tokens))) for tokens in (row.teacher, pieces)),

@@ -75,7 +75,8 @@ def test_the_page_draws_every_token_in_its_cell(name, tokens, tmp_path):
         (start, end), (top, left, bottom, right) = shown.grid.cell(token)
         assert start <= time < end and token % (rows * columns) == cell
         x, y, wide, high = (float(attrs[key]) for key in ("x", "y", "width", "height"))
-        assert x == pytest.approx(1000 * (left - 0.2) / 0.6, abs=0.02) and y == pytest.approx(height * (top - 0.1) / 0.8, abs=0.02)
+        assert x == pytest.approx(1000 * (left - 0.2) / 0.6, abs=0.02)
+        assert y == pytest.approx(height * (top - 0.1) / 0.8, abs=0.02)
         assert wide == pytest.approx(1000 * (right - left) / 0.6, abs=0.02)
         assert high == pytest.approx(height * (bottom - top) / 0.8, abs=0.02)
     captions = [text.strip() for _, text in page.of("figcaption")]
@@ -85,12 +86,12 @@ def test_the_page_draws_every_token_in_its_cell(name, tokens, tmp_path):
 def test_words_stand_beside_the_tokens_of_both_sides(tokens, tmp_path):
     student = family_student("internvl", "bytes")
     shown = inspect_clip(student, clip_of(), TEXT, tokens)
-    assert [row.word.text for row in shown.words] == ["Does", "the", "u", "red", "u", "ball", "the", "trampolinist", "stop"]
+    assert [row.word.text for row in shown.words] == "Does the u red u ball the trampolinist stop".split()
     ids = student.encode([clip_of()], [student.prompt(TEXT).text]).inputs["input_ids"][0]
     for row in shown.words:
         assert "".join(piece for _, piece in row.student).strip() == row.word.text and not row.missing
         assert "".join(row.teacher).replace("\u2581", "").strip("<>/") == row.word.text
-        assert [student.tokenizer.decode([ids[position]]) for position, _ in row.student] == [piece for _, piece in row.student]
+        assert all(student.tokenizer.decode([ids[position]]) == piece for position, piece in row.student)
     assert len(shown.words[7].teacher) > 1
 
     cut = inspect_clip(student, clip_of(), TEXT, tokens[:5])
@@ -112,34 +113,40 @@ def test_attention_is_the_words_own(tokens):
 
 
 def test_hostile_names_and_texts_stay_text(tokens, tmp_path):
-    page = write_page(inspect_clip(family_student("qwen3_vl"), clip_of(), TEXT, tokens, True), tmp_path / "p.html").read_text(
-        encoding="utf-8")
+    shown = inspect_clip(family_student("qwen3_vl"), clip_of(), TEXT, tokens, True)
+    page = write_page(shown, tmp_path / "p.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<i>" not in page and "<u>" not in page
     assert "&lt;u&gt;red&lt;/u&gt;" in page and "one &lt;script&gt; note" in page
     assert "default-src 'none'" in page and not re.search(r"(?:src|href)=\"(?!data:)", page)
     with pytest.raises(UserError, match="give another --out"):
-        write_page(inspect_clip(family_student("qwen3_vl"), clip_of(), "It?", tokens), tmp_path)
+        write_page(shown, tmp_path)
 
 
 def test_the_command_writes_the_page_and_lists_the_tokens(tmp_path):
     video = write_video(tmp_path / "clip.mp4")
-    arguments = ["inspect", "--model", str(student_folder()), "--video", str(video), "--frames", "4", "--attention",
-                 "--text", "Which way does the ball go?", "--out", str(tmp_path / "page.html")]  # fmt: skip
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "ENHANCER_TRACEBACK": "0"})
+    options = {"--model": student_folder(), "--video": video, "--frames": 4, "--text": "Which way does the ball go?",
+               "--out": tmp_path / "page.html"}  # fmt: skip
+
+    def call(*flags, **changed):
+        given = options | {f"--{name}": value for name, value in changed.items()}
+        arguments = [str(part) for pair in given.items() for part in pair]
+        environment = {"COLUMNS": "200", "ENHANCER_TRACEBACK": "0"}
+        return CliRunner().invoke(app, ["inspect", *arguments, *flags], env=environment)
+
+    result = call("--attention")
     assert result.exit_code == 0, result.output
     assert "4 frames become 2 steps" in result.output and "'\u2581Which'" in result.output
     assert "Attention of each word" in (tmp_path / "page.html").read_text(encoding="utf-8")
-    for changed, message in (({"--text": " "}, "--text is empty"), ({"--out": "/nonexistent/x/p.html"}, "there is no folder")):
-        options = dict(zip(arguments[1:7:2], arguments[2:8:2], strict=True)) | dict(zip(arguments[8::2], arguments[9::2], strict=True))
-        flat = [part for pair in (options | changed).items() for part in pair]
-        result = CliRunner().invoke(app, ["inspect", *flat], env={"COLUMNS": "200", "ENHANCER_TRACEBACK": "0"})
-        assert result.exit_code == 1 and message in result.output
+    assert call(text=" ").exit_code == 1 and "--text is empty" in call(text=" ").output
+    assert "there is no folder" in call(out="/nonexistent/x/p.html").output
+    assert call().exit_code == 0 and "Attention of" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_the_page_is_never_wider_than_the_window(tokens, tmp_path):
-    shown = inspect_clip(family_student("qwen3_vl"), clip_of(height=128, width=320), TEXT + " " + "x" * 300, tokens, True)
+    long = TEXT + " " + "x" * 300
+    shown = inspect_clip(family_student("qwen3_vl"), clip_of(height=128, width=320), long, tokens, True)
     page = html.escape(write_page(shown, tmp_path / "p.html").read_text(encoding="utf-8"), quote=True)
     frames = "".join(f'<iframe width="{w}" height="800" srcdoc="{page}"></iframe>' for w in (390, 1440))
     measure = """<script>onload = () => { document.title = [...document.querySelectorAll("iframe")].map(f =>
@@ -150,4 +157,5 @@ def test_the_page_is_never_wider_than_the_window(tokens, tmp_path):
                f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     sizes = [size.split("/") for size in re.search(r"<title>([^<]*)</title>", done.stdout).group(1).split()]
-    assert [window for _, window in sizes] == ["390", "1440"] and all(int(wide) <= int(window) for wide, window in sizes), sizes
+    assert [window for _, window in sizes] == ["390", "1440"]
+    assert all(int(wide) <= int(window) for wide, window in sizes), sizes

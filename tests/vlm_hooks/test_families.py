@@ -86,7 +86,8 @@ def test_a_video_processor_that_cuts_or_sizes_otherwise_is_refused(name, attribu
 @pytest.mark.parametrize(("name", "config", "message"), [
     ("bert", {"model_type": "bert"}, "'bert'.*known: internvl, llava_onevision, qwen2_5_vl, qwen2_vl, qwen3_vl"),
     ("empty", {}, "cannot be read: there is no config.json that names a model_type"),
-    ("InternVL3-8B", {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "x.Y"}}, "OpenGVLab/InternVL3-8B-hf, made"),
+    ("InternVL3-8B", {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "x.Y"}},
+     "OpenGVLab/InternVL3-8B-hf, made"),
     ("InternVL3_5-4B", {"model_type": "x", "architectures": ["InternVLChatModel"]}, "OpenGVLab/InternVL3_5-4B-HF"),
     ("mine", {"model_type": "internvl_chat"}, "ends in -hf, like OpenGVLab/InternVL3-8B-hf"),
     ("llava-onevision-qwen2-7b-ov", {"model_type": "llava", "architectures": ["LlavaQwenForCausalLM"]},
@@ -136,7 +137,8 @@ def test_offsets_and_labels_are_the_texts(name, vocabulary, side):
     prompts, answers = [student.prompt(QUESTION).text, student.prompt("It?").text], ["à gauche", "up"]
     encoding = student.encode(clips, prompts, answers, padding_side=side)
     ids = encoding.inputs["input_ids"]
-    for clip, text, real in zip(clips, encoding.texts, encoding.inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
+    lengths = encoding.inputs["attention_mask"].sum(dim=1).tolist()
+    for clip, text, real in zip(clips, encoding.texts, lengths, strict=True):
         written = len(student.tokenizer(text)["input_ids"]) - 1  # the placeholder is replaced
         assert real == written + student.num_video_tokens(*clip.frames.shape[:3], clip.times)
     for b, answer in enumerate(answers):
@@ -184,7 +186,8 @@ def test_too_long_a_sample_is_named_and_nothing_is_cut(name):
     student, clips = shared(name), two_clips(name)
     prompts = [student.prompt("q?").text, student.prompt("What then?").text]
     longest = int(student.encode(clips, prompts).inputs["attention_mask"].sum(dim=1).max())
-    with pytest.raises(SampleError, match=f"clip-b has {longest} tokens .* of {len(clips[1].frames)} frames.*sampling.frames"):
+    frames = len(clips[1].frames)
+    with pytest.raises(SampleError, match=f"clip-b has {longest} tokens .* of {frames} frames.*sampling.frames"):
         student.encode(clips, prompts, names=["clip-a", "clip-b"], max_length=longest - 1)
     student.encode(clips, prompts, max_length=longest)
 
@@ -226,7 +229,8 @@ def test_padding_does_not_change_a_sample(name, side):
     both = student.encode(clips, prompts, padding_side=side).inputs
     real = both["attention_mask"][0].bool()
     with torch.no_grad():
-        torch.testing.assert_close(student.model(**both).logits[0][real], student.model(**alone).logits[0], atol=1e-4, rtol=1e-4)
+        padded, plain = student.model(**both).logits[0][real], student.model(**alone).logits[0]
+    torch.testing.assert_close(padded, plain, atol=1e-4, rtol=1e-4)
 
 
 @families
@@ -277,12 +281,15 @@ def test_probabilities_times_values_are_the_modules_output(name):
     student = shared(name)
     inputs, _ = batch(name)
     size, length = inputs["input_ids"].shape
-    request = CaptureRequest.from_positions([torch.arange(length)] * size, [torch.arange(length)] * size, keep_layers=True)
+    every = [torch.arange(length)] * size
+    request = CaptureRequest.from_positions(every, every, keep_layers=True)
     seen, handles = {}, []
     for index, layer in enumerate(student.model.model.language_model.layers):
         attention = layer.self_attn
-        handles += [attention.o_proj.register_forward_pre_hook(lambda module, args, i=index: seen.update({i: args[0]})),
-                    attention.v_proj.register_forward_hook(lambda module, args, out, i=index: seen.update({(i, "v"): out}))]
+        handles += [
+            attention.o_proj.register_forward_pre_hook(lambda module, args, i=index: seen.update({i: args[0]})),
+            attention.v_proj.register_forward_hook(lambda module, args, out, i=index: seen.update({(i, "v"): out})),
+        ]
     with torch.no_grad():
         run(student, inputs, request)
     for handle in handles:
@@ -321,7 +328,8 @@ def test_parts_cover_every_parameter_once(name):
     named = [key for part in parts.values() for key, _ in part]
     assert list(parts) == ["vision", "merger", "llm"] and all(parts.values())
     assert sorted(named) == sorted(key for key, _ in student.model.named_parameters())
-    llm = {id(p) for p in student.model.model.language_model.parameters()} | {id(p) for p in student.model.lm_head.parameters()}
+    text_side = (student.model.model.language_model, student.model.lm_head)
+    llm = {id(p) for module in text_side for p in module.parameters()}
     assert {id(p) for _, p in parts["llm"]} == llm
     assert all("merger" in key or "projector" in key or "newline" in key for key, _ in parts["merger"])
 

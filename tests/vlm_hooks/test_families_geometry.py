@@ -63,7 +63,8 @@ def pixels_seen(student, inputs) -> dict[tuple[int, int], torch.Tensor]:
     values = embeds[0] @ torch.randn(embeds[0].shape[-1])  # [B, S]
     video = torch.isin(inputs["input_ids"], student._visual_ids())
     # one gradient for each visual position, and one for all others together
-    masks = torch.cat([torch.nn.functional.one_hot(video.flatten().nonzero()[:, 0], video.numel()), ~video.reshape(1, -1)])
+    single = torch.nn.functional.one_hot(video.flatten().nonzero()[:, 0], video.numel())
+    masks = torch.cat([single, ~video.reshape(1, -1)])
     (gradients,) = torch.autograd.grad(values.flatten(), inputs[key], masks.to(values), is_grads_batched=True)
     supports = colours_last(gradients, processor).abs().sum(dim=-1) > 0
     assert not supports[-1].any(), "a text position depends on pixels"
@@ -170,8 +171,9 @@ def test_images_and_other_videos_beside_the_clip(name):
     picture = np.full((height, width, 3), 250, np.uint8)
     image, video = processor.image_token, processor.video_token
     texts = [f"{image} one {video}{image}\n{video} the second?", f"Look: {video} here?"]
-    inputs = dict(processor(text=texts, images=[picture, picture], padding=True, padding_side="left", return_tensors="pt",
-                            **student.processor_settings(clips)))
+    settings = student.processor_settings(clips)
+    inputs = dict(processor(text=texts, images=[picture, picture], padding=True, padding_side="left",
+                            return_tensors="pt", **settings))
     asked = [clips[1], clips[2]]
     grids, columns = student.grids(inputs, asked, which=[1, 0])
     first, _ = student.grids(inputs, [clips[0], clips[2]], which=[0, 0])
@@ -212,14 +214,16 @@ def test_resized_videos_keep_their_places(name, height, width):
     ("qwen2_5_vl", Qwen2_5_VLConfig, {"patch_size": 14}, (280, 448), (1, 10, 16), 1.0),
     ("qwen3_vl", Qwen3VLConfig, {"patch_size": 16}, (320, 480), (1, 10, 15), 1.0),
     ("internvl", InternVLConfig, {"size": {"height": 448, "width": 448}}, (90, 160), (2, 16, 16), 1.0),
-    ("llava_onevision", LlavaOnevisionConfig, {"size": {"height": 384, "width": 384}}, (90, 160), (2, 14, 14), 378 / 384),
+    ("llava_onevision", LlavaOnevisionConfig, {"size": {"height": 384, "width": 384}}, (90, 160), (2, 14, 14),
+     378 / 384),
 ])  # fmt: skip
 def test_grids_of_the_public_checkpoints_sizes(name, config, settings, size, shape, covered):
     student = family_student(name)
     processor = student.processor
     processor.video_processor = type(processor.video_processor)(**settings)
     processor.image_seq_length, processor.num_image_tokens = 256, 729
-    tokens = {key: value for key, value in student.model.config.to_dict().items() if re.search("token_(id|index)$", key)}
+    ours = student.model.config.to_dict()
+    tokens = {key: value for key, value in ours.items() if re.search("token_(id|index)$", key)}
     student.model = SimpleNamespace(config=config(**tokens), device="cpu")
     student._check_processor()
     clip = coded_clip(1, 2, *size)

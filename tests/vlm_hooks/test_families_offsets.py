@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 
 from vlm_hooks.encoding import original_offsets
 
-PIECES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6)), max_size=3)  # text, placeholder, its replacement
+# lengths of a text, the placeholder after it, and its replacement
+PIECES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6)), max_size=3)
+CUTS = st.lists(st.integers(0, 40), min_size=1, max_size=8)
 
 
-@given(pieces=PIECES, tail=st.integers(0, 5), cuts=st.lists(st.integers(0, 40), min_size=1, max_size=8), blank=st.booleans())
+@given(pieces=PIECES, tail=st.integers(0, 5), cuts=CUTS, blank=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_offsets_are_those_of_the_characters_outside_replacements(pieces, tail, cuts, blank):
-    replaced, origin, before = [], [], 0  # origin: the character that each of the expanded text's was, None inside replacements
+    replaced, before = [], 0
+    origin = []  # the character that each of the expanded text's was, None inside replacements
     for text, placeholder, replacement in pieces:
         origin += range(before, before + text)
         before += text

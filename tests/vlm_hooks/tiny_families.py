@@ -1,8 +1,8 @@
 """Small random models of every student family's real classes, each with its full processor folder.
 
-A name is a family file's, or, where one file serves two makes, "file-make". Geometry is that of the public checkpoints in
-small: patches of 8 pixels, pairs of frames and 2×2 merging for the Qwens; 32-pixel squares, 2×2 tokens for InternVL; and
-for LLaVA-OneVision 44-pixel squares of which 5×5 patches cover 40, pooled to 3×3 tokens.
+A name is a family file's, or, where one file serves two makes, "file-make". Geometry is that of the public checkpoints
+in small: patches of 8 pixels, pairs of frames and 2×2 merging for the Qwens; 32-pixel squares, 2×2 tokens for InternVL;
+and for LLaVA-OneVision 44-pixel squares of which 5×5 patches cover 40, pooled to 3×3 tokens.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from tests.vlm_hooks.tiny_student import CHAT_TEMPLATE, VISION_TOKENS, make_toke
 from vlm_hooks.families import load_student
 
 TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048,
     "initializer_range": 0.3,  # attention far from uniform
 }  # fmt: skip
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
@@ -58,7 +58,8 @@ LLAVA_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}"
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
@@ -86,7 +87,8 @@ def save_qwen2_vl(folder: Path, vocabulary: str) -> None:
     sizes = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
     pixels = {"size": {"shortest_edge": 16 * 16, "longest_edge": 128 * 128}}
     _save(folder, Qwen2VLForConditionalGeneration(config), Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**sizes, **pixels), video_processor=Qwen2VLVideoProcessor(**sizes, **pixels),
+        image_processor=Qwen2VLImageProcessor(**sizes, **pixels),
+        video_processor=Qwen2VLVideoProcessor(**sizes, **pixels),
         tokenizer=tokenizer, chat_template=CHAT_TEMPLATE))
 
 
@@ -99,9 +101,10 @@ def save_qwen3_vl(folder: Path, vocabulary: str) -> None:
                        "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
         tie_word_embeddings=True, **_qwen_ids(tokenizer))
     sizes = {"patch_size": 8, "temporal_patch_size": 2, "merge_size": 2}
+    pixels = {"shortest_edge": 2 * 16 * 16, "longest_edge": 8 * 128 * 128}  # of all frames together
     _save(folder, Qwen3VLForConditionalGeneration(config), Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**sizes, size={"shortest_edge": 16 * 16, "longest_edge": 128 * 128}),
-        video_processor=Qwen3VLVideoProcessor(**sizes, size={"shortest_edge": 2 * 16 * 16, "longest_edge": 8 * 128 * 128}),
+        video_processor=Qwen3VLVideoProcessor(**sizes, size=pixels),
         tokenizer=tokenizer, chat_template=CHAT_TEMPLATE))
 
 

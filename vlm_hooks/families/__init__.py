@@ -1,7 +1,7 @@
 """Student families: one file each, found by the model types it names.
 
-A family file has MODEL_TYPES (transformers' `config.model_type` values) and a class Student (vlm_hooks/student.py). Where
-the same weights also exist as a checkpoint with code of its own, ORIGINALS names that checkpoint's model type or
+A family file has MODEL_TYPES (transformers' `config.model_type` values) and a class Student (vlm_hooks/student.py).
+Where the same weights also exist as a checkpoint with code of its own, ORIGINALS names that checkpoint's model type or
 architecture, and `stock_checkpoint(name)` the one that transformers' own classes load.
 """
 
@@ -30,8 +30,8 @@ def known_families() -> dict[str, ModuleType]:
 def find_family(path_or_hub: str | Path) -> ModuleType:
     """The family module of a folder or hub name, from its config.json alone; no code of the checkpoint is run.
 
-    Raises ModelError if the config cannot be read, for an unknown family, and for a checkpoint that needs code of its own,
-    with the name of the one to use instead.
+    Raises ModelError if the config cannot be read, for an unknown family, and for a checkpoint that needs code of its
+    own, with the name of the one to use instead.
     """
     name = str(path_or_hub)
     try:
@@ -40,8 +40,8 @@ def find_family(path_or_hub: str | Path) -> ModuleType:
             raise ValueError("there is no config.json that names a model_type.")
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"The student model {name!r} cannot be read: {error} Give a folder written by save_pretrained or a hub name "
-            "that this machine can reach."
+            f"The student model {name!r} cannot be read: {error} Give a folder written by save_pretrained or a hub "
+            "name that this machine can reach."
         ) from error
     kinds = [config["model_type"], *(config.get("architectures") or [])]
     for module in _modules():
@@ -53,8 +53,8 @@ def find_family(path_or_hub: str | Path) -> ModuleType:
     families = known_families()
     if kinds[0] not in families:
         raise ModelError(
-            f"The student model {name!r} is of the family {kinds[0]!r}, which has no file in vlm_hooks/families; known: "
-            f"{', '.join(sorted(families))}."
+            f"The student model {name!r} is of the family {kinds[0]!r}, which has no file in vlm_hooks/families; "
+            f"known: {', '.join(sorted(families))}."
         )
     return families[kinds[0]]
 

@@ -3,10 +3,10 @@
     Frame1: <img><IMG_CONTEXT>…</img>
     Frame2: <img><IMG_CONTEXT>…</img>
 
-Every frame is resized to the tower's square without regard to its aspect ratio, never cropped or tiled, and gives a fixed
-number of tokens, row by row: 16×16 for 448 pixels, patches of 14 and a pixel shuffle that joins 2×2. Images have the same
-token, and the processor returns no grid: a video is found by its frames' numbers. (Images that a text numbers as
-"Frame1: …" are a video to the model, and here.)
+Every frame is resized to the tower's square without regard to its aspect ratio, never cropped or tiled, and gives a
+fixed number of tokens, row by row: 16×16 for 448 pixels, patches of 14 and a pixel shuffle that joins 2×2. Images have
+the same token, and the processor returns no grid: a video is found by its frames' numbers. (Images that a text numbers
+as "Frame1: …" are a video to the model, and here.)
 
 The processor stacks the clips of a batch and fails where their frames are not equally many; such a batch is made of one
 sample each and joined here.
@@ -79,11 +79,14 @@ class Student(student.Student):
             ("do_center_crop", False, bool(video.do_center_crop)),
         ]
 
-    def _process(self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str) -> dict[str, Any]:
+    def _process(
+        self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str
+    ) -> dict[str, Any]:
         if len({len(clip.frames) for clip in clips}) == 1:
             return super()._process(texts, clips, names, padding_side)
         alone = super()._process
-        parts = [alone([text], [clip], [name], padding_side) for text, clip, name in zip(texts, clips, names, strict=True)]
+        samples = zip(texts, clips, names, strict=True)
+        parts = [alone([text], [clip], [name], padding_side) for text, clip, name in samples]
         length = max(part["input_ids"].shape[1] for part in parts)
         fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "offset_mapping": 0}
         joined: dict[str, Any] = {}
@@ -91,7 +94,7 @@ class Student(student.Student):
             values = [part[name] for part in parts]
             if name in fill:
                 values = [_pad(value, length, fill[name], padding_side) for value in values]
-            joined[name] = torch.cat(values) if isinstance(values[0], Tensor) else [one for value in values for one in value]
+            joined[name] = torch.cat(values) if isinstance(values[0], Tensor) else sum(values, [])
         return joined
 
 

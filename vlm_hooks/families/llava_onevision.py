@@ -1,9 +1,9 @@
-"""LLaVA-OneVision: one contiguous run of <video> tokens a video: its frames', row by row, and a newline token at the end.
+"""LLaVA-OneVision: one run of <video> tokens a video, frame by frame, row by row, and a newline token at the end.
 
 Every frame is resized to the tower's square (384 pixels) without regard to its aspect ratio, never cropped or tiled.
-Patches of 14 pixels fill only 378 of the 384: the tower does not see the last 6 pixels on the right and at the bottom, and
-neither does the grid. The 27×27 patches are pooled to 14×14 tokens (bilinearly: a token reads the two patches nearest to
-the middle of its cell in each direction). The newline token comes once a video, and has no cell.
+Patches of 14 pixels fill only 378 of the 384: the tower does not see the last 6 pixels on the right and at the bottom,
+and neither does the grid. The 27×27 patches are pooled to 14×14 tokens (bilinearly: a token reads the two patches
+nearest to the middle of its cell in each direction). The newline token comes once a video, and has no cell.
 
 The model holds a batch's videos in one tensor: their frames must be equally many.
 """
@@ -69,13 +69,15 @@ class Student(student.Student):
         """Rows, and columns, of a frame's tokens."""
         return math.ceil(math.isqrt(self.processor.num_image_tokens) / 2)
 
-    def _process(self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str) -> dict[str, Any]:
+    def _process(
+        self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str
+    ) -> dict[str, Any]:
         counts = [len(clip.frames) for clip in clips]
         if len(set(counts)) > 1:
             listed = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
             raise SampleError(
-                f"LLaVA-OneVision takes batches of equally many frames only, but these clips have {listed}. Sample a fixed "
-                "number of frames (sampling.frames without sampling.fps), or use batches of one."
+                f"LLaVA-OneVision takes batches of equally many frames only, but these clips have {listed}. Sample a "
+                "fixed number of frames (sampling.frames without sampling.fps), or use batches of one."
             )
         return super()._process(texts, clips, names, padding_side)
 

@@ -1,8 +1,8 @@
 """Qwen2-VL: one contiguous run of <|video_pad|> tokens a video, frame by frame, then row by row.
 
-The processor cuts frames into patches, two frames deep (an odd last frame is repeated), and the merger joins 2×2 patches
-to one visual token: video_grid_thw (t, h, w) gives t × h/2 × w/2 tokens. The frame is resized, never cropped, so the
-tokens tile the clip's whole box.
+The processor cuts frames into patches, two frames deep (an odd last frame is repeated), and the merger joins 2×2
+patches to one visual token: video_grid_thw (t, h, w) gives t × h/2 × w/2 tokens. The frame is resized, never cropped,
+so the tokens tile the clip's whole box.
 """
 
 from __future__ import annotations

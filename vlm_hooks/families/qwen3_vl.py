@@ -2,13 +2,14 @@
 
     <0.3 seconds><|vision_start|>…<|vision_end|><1.3 seconds><|vision_start|>…<|vision_end|>…
 
-So a video's tokens are not contiguous, and images or other videos may stand between two videos but never inside one. The
-rest is Qwen2-VL's geometry: frames in pairs (an odd last frame is repeated), 2×2 patches a token, resized and never cropped.
+So a video's tokens are not contiguous, and images or other videos may stand between two videos but never inside one.
+The rest is Qwen2-VL's geometry: frames in pairs (an odd last frame is repeated), 2×2 patches a token, resized and never
+cropped.
 
 What is pinned, because the processor would do otherwise: it samples 2 frames a second by default, and takes frames
-without known times for 24 a second. The times it writes are the mean of each pair's and are given to it in milliseconds.
-It refuses a lone frame, which is therefore given twice. The stock chat template puts <|vision_start|>, <|vision_end|>
-around the whole video as well; they are left as stock transformers leaves them.
+without known times for 24 a second. The times it writes are the mean of each pair's and are given to it in
+milliseconds. It refuses a lone frame, which is therefore given twice. The stock chat template puts <|vision_start|>,
+<|vision_end|> around the whole video as well; they are left as stock transformers leaves them.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Student(qwen2_vl.Student):
 
     def processor_settings(self, clips: Sequence[Any]) -> dict[str, Any]:
         settings = super().processor_settings(clips)
-        settings["videos"] = [clip.frames if len(clip.frames) > 1 else np.repeat(clip.frames, 2, axis=0) for clip in clips]
+        videos = (np.repeat(clip.frames, 2, axis=0) if len(clip.frames) == 1 else clip.frames for clip in clips)
+        settings["videos"] = list(videos)
         return settings
 
     def _metadata(self, clip: Any) -> dict[str, Any]:
