@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from itertools import product
 from typing import Any
 
 import torch
@@ -95,10 +96,14 @@ class Harvest:
         """What took the rows of the i-th harvested entry: one, or one a layer with head_scope "layer_head"."""
         return [takers[entry] for _, takers in sorted(self._takers.items())]
 
-    def wants_lse(self, layout: Layout) -> bool:
-        """Whether `record` needs the rows' log-sum-exp of an attention with this layout."""
+    def wants_lse(self, layout: Layout) -> bool | None:
+        """Whether `record` needs the rows' log-sum-exp of an attention with this layout; None: can use it."""
+        if not _recording.get():
+            return False
         over_text = bool(layout.text_tokens) and self.request.direction != "t2v"
-        return _recording.get() and (over_text or self.request.row_taker is not None)
+        if over_text or self.request.row_taker is not None:
+            return True
+        return None if layout.text_tokens or self.request.rows is not None else False
 
     @torch.no_grad()
     def record(
@@ -109,7 +114,7 @@ class Harvest:
 
         Called by the family's attention processor; `bias` is added to the logits, −inf where a
         key is hidden. `lse` is the rows' log-sum-exp over all that they see, of the generated
-        streams only if there are streams; given where `wants_lse`. Raises ModelError for a request
+        streams only if there are streams; given where `wants_lse` is true. Raises ModelError for a request
         that does not fit the forward, and for NaN or infinite probabilities.
         """
         if not _recording.get():
@@ -126,18 +131,22 @@ class Harvest:
             k = streams.with_reference(k_bhsd, entries)
             bias = None if bias_b11s is None else streams.with_reference(bias_b11s, entries, dim=3)
         vision = q[:, :, layout.vision]
-        lse = None if lse_ghs is None else entries_of(lse_ghs, entries)[:, :, layout.vision]
+        lse_all = None if lse_ghs is None else entries_of(lse_ghs, entries)
+        lse = None if lse_all is None else lse_all[:, :, layout.vision]
         if index in self._first:
             self.forwards += 1
         if layout.text_tokens and request.direction != "v2t":
-            rows = q[:, :, layout.text][:, :, : request.text_tokens]
-            self._add_rows("t2v", index, rows, k, layout, scale, bias)
+            rows = slice(layout.text.start, layout.text.start + request.text_tokens)
+            of_rows = None if lse_all is None else lse_all[:, :, rows]
+            self._add_rows("t2v", index, q[:, :, rows], k, layout, scale, bias, of_rows)
         if layout.text_tokens and request.direction != "t2v":
             self._add_over_text(index, vision, k, layout, scale, bias, lse)
         if request.row_taker is not None:
             self._hand_on(index, vision, k, layout, scale, bias, lse)
         elif request.rows is not None:
-            self._add_rows("v2v", index, vision[:, :, request.rows.to(q.device)], k, layout, scale, bias)
+            rows = request.rows.to(q.device)
+            of_rows = None if lse is None else lse[:, :, rows]
+            self._add_rows("v2v", index, vision[:, :, rows], k, layout, scale, bias, of_rows)
 
     @torch.no_grad()
     def record_cross(
@@ -167,13 +176,29 @@ class Harvest:
             self._sum("t2v", index, v2t.shape, q.device).add_(v2t.div_(mass))
 
     def _add_rows(
-        self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
+        self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None,
+        lse: Tensor | None,
     ) -> None:
-        """Add probabilities [B, h, rows, S_v] of query rows over the vision columns."""
+        """Add probabilities [B, h, rows, S_v] of query rows over the vision columns.
+
+        With the rows' log-sum-exp [B, h, rows] every probability needs its own key alone: one pass over the numbers
+        instead of a softmax's three.
+        """
         sums = self._sum(name, index, (*q.shape[:3], layout.vision_tokens), q.device)
         ones = []
         # few heads and many of their rows at a time: keys are read once
         heads = max(1, elements_at_once(q.device) // (len(q) * q.shape[2] * k.shape[2]))
+        if lse is not None and (q.is_cuda or q.dtype == torch.float32):  # a CPU's is rough in half precision
+            self._require_finite(name, index, lse)
+            rows = max(1, elements_at_once(q.device) // (len(q) * heads * layout.vision_tokens))
+            for first, start in product(range(0, q.shape[1], heads), range(0, q.shape[2], rows)):
+                of, chosen = slice(first, first + heads), slice(start, start + rows)
+                for part in self._vision_columns(layout, k.shape[2]):
+                    p = scaled_products(q[:, of, chosen], k[:, of, part], scale)
+                    if bias is not None:
+                        p += bias[..., part]
+                    sums[:, of, chosen] += p.sub_(lse[:, of, chosen, None]).exp_()
+            return
         for first in range(0, q.shape[1], heads):
             of = slice(first, first + heads)
             for chosen, p in self._vision_chunks(q[:, of], k[:, of], layout, scale, bias):

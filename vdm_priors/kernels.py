@@ -20,11 +20,16 @@ CHUNK_ELEMENTS = 2**25  # logits held at once where no fused kernel can be had: 
 
 
 def attention(
-    q_bhsd: Tensor, k_bhkd: Tensor, v_bhkd: Tensor, attn_mask: Tensor | None = None, lse: bool = False
+    q_bhsd: Tensor, k_bhkd: Tensor, v_bhkd: Tensor, attn_mask: Tensor | None = None, lse: bool | None = False
 ) -> tuple[Tensor, Tensor | None]:
-    """PyTorch's attention; with `lse` also the rows' log-sum-exp (`attention_and_lse`), else None."""
+    """PyTorch's attention; with `lse` also the rows' log-sum-exp (`attention_and_lse`), else None.
+
+    lse None: where the kernel that PyTorch chooses has it anyway, so that it costs nothing.
+    """
     if lse:
         return attention_and_lse(q_bhsd, k_bhkd, v_bhkd, attn_mask)
+    if lse is None and (found := _fused(q_bhsd, k_bhkd, v_bhkd, attn_mask, q_bhsd.shape[-1] ** -0.5)) is not None:
+        return found
     return scaled_dot_product_attention(q_bhsd, k_bhkd, v_bhkd, attn_mask=attn_mask), None
 
 

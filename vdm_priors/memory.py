@@ -80,11 +80,12 @@ def attend(
     streams: Streams | None,
     mask_b11s: Tensor | None = None,
     kernel: Callable[..., tuple[Tensor, Tensor | None]] = attention,
-    lse: bool = False,
+    lse: bool | None = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention output [b, h, s, d], without streams exactly what diffusers computes, and its rows' log-sum-exp.
 
-    The latter is float32 [g, h, s], of generated streams over all that they see, or None if `lse` does not ask for it.
+    The latter is float32 [g, h, s], of generated streams over all that they see, or None if `lse` does not ask for it;
+    with lse None it is there where it costs nothing.
     `mask` (bool, or a bias that is added) hides keys; `kernel` is called as vdm_priors.kernels.attention is.
     """
     if streams is None:

@@ -284,11 +284,12 @@ def test_memory_of_itself_changes_nothing(name):
     ):
         together = teacher.predict(twice, t, join_texts([text, text]))
     torch.testing.assert_close(together, torch.cat([alone, alone]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(summed.v2v, plain.v2v, atol=1e-6, rtol=0)
-    torch.testing.assert_close(own.v2v, plain.v2v / 2, atol=1e-6, rtol=0)
+    close = {"atol": 1e-6, "rtol": 1e-5}  # a float32 log-sum-exp is rounded by 2e-7, and of twice the keys otherwise
+    torch.testing.assert_close(summed.v2v, plain.v2v, **close)
+    torch.testing.assert_close(own.v2v, plain.v2v / 2, **close)
     share = 1 if name in SEPARATE else 2  # of a joint softmax, the reference's text takes half
-    torch.testing.assert_close(summed.v2t, plain.v2t / share, atol=1e-6, rtol=0)
-    torch.testing.assert_close(summed.t2v, plain.t2v, atol=1e-6, rtol=0)
+    torch.testing.assert_close(summed.v2t, plain.v2t / share, **close)
+    torch.testing.assert_close(summed.t2v, plain.t2v, **close)
 
 
 @every_family

@@ -5,6 +5,8 @@ Legend: H heads, S vision tokens, F frames.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.vdm_priors.test_families import latents_of, middle, text_of, times_of
 from tests.vdm_priors.test_heads import in_mask, make_grid, metrics_by_loops
-from tests.vdm_priors.tiny_families import FAMILIES, tiny_family
+from tests.vdm_priors.tiny_families import FAMILIES, FRAMES, SIZE, tiny_family
 from vdm_priors import heads, row_sums
 from vdm_priors.attention import Layout
 from vdm_priors.conditioning import join_texts
@@ -229,15 +231,38 @@ def test_nan_in_streamed_rows_names_the_layer():
 
 
 def test_the_log_sum_exp_is_computed_only_where_it_is_needed():
+    """None: it is used where it costs nothing."""
     joint, alone = Layout.text_first(4, 40), Layout.vision_only(36)
     rows = torch.arange(36)
     for request, expected in (
-        (HarvestRequest(2, rows), (False, False)),
+        (HarvestRequest(2), (None, False)),
+        (HarvestRequest(2, rows), (None, None)),
         (HarvestRequest(2, direction="v2t"), (True, False)),
         (HarvestRequest(2, rows, row_taker=lambda _: None), (True, True)),
     ):
         with harvest(tiny_family("cogvideox"), request) as harvested:
             assert (harvested.wants_lse(joint), harvested.wants_lse(alone)) == expected
+
+
+@pytest.mark.parametrize("name", ["cogvideox", "wan", "hunyuan"])
+@pytest.mark.parametrize("memory", [False, True])
+def test_rows_by_the_log_sum_exp_are_those_of_a_softmax(name, memory, monkeypatch):
+    """Also over a reference stream's keys, and with hidden text."""
+    teacher, latents, text = tiny_family(name), latents_of(name), text_of(name)
+    streams = Streams((1,)) if memory else None
+    entries = [0] if memory else None
+    tokens = teacher.token_grid(range(FRAMES[name]), 1.0, size=SIZE).num_tokens
+    request = HarvestRequest(3, torch.arange(0, tokens, 2), batch_index=entries)
+    found = []
+    for free in (True, False):
+        if not free:
+            monkeypatch.setattr("vdm_priors.kernels._fused", lambda *rest: None)
+        with reference_memory(teacher, streams) if memory else nullcontext():
+            with harvest(teacher, request) as harvested:
+                teacher.predict(latents, middle(name, latents.shape), text)
+        found.append(harvested)
+    for corner in ("t2v", "v2v"):
+        torch.testing.assert_close(getattr(found[0], corner), getattr(found[1], corner), rtol=1e-5, atol=1e-7)
 
 
 def test_head_metrics_of_low_precision_keys():

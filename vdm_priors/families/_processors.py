@@ -84,9 +84,10 @@ class RecordingProcessor:
             recorder.record_cross(index, q_bhsd, k_bhld, q_bhsd.shape[-1] ** -0.5, self.streams, bias_b11l)
         return self.kernel()(q_bhsd, k_bhld, v_bhld, attn_mask=mask)[0].transpose(1, 2).flatten(2)
 
-    def wants_lse(self, layout: Layout) -> bool:
-        """Whether a recorder needs the log-sum-exp of such an attention's rows."""
-        return any(recorder.wants_lse(layout) for _, recorder in self.recorders)
+    def wants_lse(self, layout: Layout) -> bool | None:
+        """Whether a recorder needs the log-sum-exp of such an attention's rows; None: can use it if it costs nothing."""
+        wanted = {recorder.wants_lse(layout) for _, recorder in self.recorders}
+        return True if True in wanted else None if None in wanted else False
 
     def record(
         self, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, bias_b11s: Tensor | None, lse_ghs: Tensor | None
@@ -99,9 +100,9 @@ class RecordingProcessor:
         """diffusers' attention dispatcher on [b, h, s, d], to be called as vdm_priors.kernels.attention is."""
 
         def dispatched(
-            q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, lse: bool = False
+            q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, lse: bool | None = False
         ) -> tuple[Tensor, Tensor | None]:
-            if lse and _is_native(self.backend):
+            if lse is not False and _is_native(self.backend):
                 return attention(q, k, v, attn_mask, lse)
             q_bshd, k_bshd, v_bshd = (x.transpose(1, 2) for x in (q, k, v))
             out = dispatch_attention_fn(q_bshd, k_bshd, v_bshd, attn_mask=attn_mask, backend=self.backend)

@@ -197,7 +197,7 @@ class MochiRecording(RecordingProcessor):
         ]
 
     def _attended(
-        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_bs: Tensor, wants_lse: bool
+        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_bs: Tensor, wants_lse: bool | None
     ) -> tuple[Tensor, Tensor | None]:
         """Output [b, h, s, d] and log-sum-exp, 0 for padding; a clip at a time, for each has a text of its own length.
 
@@ -217,7 +217,8 @@ class MochiRecording(RecordingProcessor):
                 k = torch.cat([k, k_bhsd[j : j + 1, :, theirs]], dim=2)
                 v = torch.cat([v, v_bhsd[j : j + 1, :, theirs]], dim=2)
             out = q_bhsd.new_zeros(1, *q_bhsd.shape[1:])
-            wanted = wants_lse and (self.streams is None or i < generated)
+            # None would be of use for some of the clips only
+            wanted = bool(wants_lse) and (self.streams is None or i < generated)
             out[:, :, own], of_own = attention(q_bhsd[i : i + 1, :, own], k, v, lse=wanted)
             rows.append(out)
             if wanted:
