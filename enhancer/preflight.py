@@ -173,7 +173,8 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, re
              ("activations", cost.activations), ("logits", cost.logits), ("gathered", cost.gathered)]
     listed = " + ".join(f"{name} {size / MB:,.0f}" for name, size in parts if size)
     report.lines.append(("memory of training", f"about {cost.total / MB:,.0f} MB a process",
-                         f"{listed} MB{spread}; gradients come as activations go; beside the libraries' own"))
+                         f"{listed} MB{spread}; gradients come as activations go; beside the libraries' own and what an "
+                         f"allocator keeps of freed blocks"))
     report.lines.append(("trained parameters", f"{cost.trained / 1e6:,.1f} million",
                          f"of {cost.parameters / 1e6:,.1f} million"))
     on_gpu, have = torch_device(recipe.device) != "cpu", device_memory()

@@ -172,10 +172,6 @@ def report(figures: dict[str, list[dict]], args: argparse.Namespace) -> None:
         if ours in median and other in median:
             lines += [(f"{ours} step against {other}, {shape}", median[ours][unit], median[other][unit], unit)
                       for unit in ("s", "MB")]
-    if len(median) == len(WAYS):
-        own = {way: median[way]["MB"] - median["plain"]["MB"] for way in ("aligned", "eager")}
-        name = f"memory beyond plain's: eager against aligned, {shape}"
-        lines.append((name, own["eager"], max(own["aligned"], 1.0), "MB"))
     with open(OUT, "a", encoding="utf-8") as file:
         for name, ours, other, unit in lines:
             figure = {"name": name, "ours": round(ours, 4), "other": round(other, 4), "ratio": round(ours / other, 3)}
