@@ -482,7 +482,7 @@ def test_arms_with_ensembles_and_further_teachers():
 @pytest.mark.parametrize("arm, fault", [
     ({"source": "ensemble", "members": ["vdm"]}, "arms.a0.members: an ensemble needs two or more different members"),
     ({"source": "ensemble", "members": ["vdm", "vdm"]}, "two or more different members"),
-    ({"source": "ensemble", "members": ["vdm", "wann"]}, "no source or teacher 'wann'; known: oracle, vdm, wan"),
+    ({"source": "ensemble", "members": ["vdm", "wann"]}, "no source or teacher 'wann'; known: codec, flow, frame_difference, oracle, residual, vdm, wan"),
     ({"source": "ensemble", "members": ["vdm", "uniform"]}, "no source or teacher 'uniform'"),
     ({"source": "vdm", "members": ["vdm", "oracle"]}, "members and gate are keys of the source ensemble, not of vdm"),
     ({"source": "vdm", "gate": "agreement"}, "members and gate are keys of the source ensemble"),
