@@ -48,7 +48,7 @@ class MotionField:
     validity [T, R, C] int8 of Validity; origin [T] int8 of Origin
     reference [T, 2, R, C] int8: frames to the reference of either list, negative in the past, 0 where there is none
     confidence [T, R, C] float32 0..1: that the reference's distance is right; NaN where not `valid` or only assumed
-    intra frames, groups: kinds [T] of I P B S ? -; keys [T] bool; groups [T] int32, rising by one at each key frame
+    kinds [T] of I P B S ? and - (did not decode); keys [T] bool; groups [T] int32, rising by one at each key frame
     packet_bytes [T] int64; qp [T, ⌈H/16⌉, ⌈W/16⌉] int16 or None; cuts [T] bool: a scene's first frame
     row_edges [R+1], column_edges [C+1]: pixels; cells at an edge may be smaller
     provenance: codec, profile, how vectors and references were obtained, in JSON types; notes: for people

@@ -28,7 +28,7 @@ def read_motion(path: str | os.PathLike, start: float = 0.0, end: float | None =
     """The motion of the frames shown in [start, end) seconds after the file's first frame.
 
     references: how H.264's distances to reference pictures are found: "match" predicts blocks from the decoded candidates;
-    "assume" takes 1, which costs least and is wrong for a third of moving blocks of x264's defaults (docs/codec.md).
+    "assume" takes 1, which costs least and is wrong for half of the moving cells of x264's defaults (docs/codec.md).
     fallback: for frames whose decoder exports no vectors: "reencode", "mestimate", or "none". qp: take the macroblocks'
     quantisers along. workers: threads; None for all cores.
 
