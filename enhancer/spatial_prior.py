@@ -1,8 +1,8 @@
 """Priors of sources that know places and no words: codec, residual, optical flow, frame difference.
 
-All motion words share one map. Motion words are the text's content words, a rule that needs no other source. A cell that the
-source knows nothing of holds no mass; the prior's grid is valid where at least half of a cell is known, and the words' weight is
-the known share of the clip.
+All motion words share one map. Motion words are the text's content words, a rule that needs no other source. A cell
+that the source knows nothing of holds no mass; the prior's grid is valid where at least half of a cell is known, and
+the words' weight is the known share of the clip.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ KNOWN = 0.5  # of a cell, at least
 
 @dataclass
 class Evidence:
-    """strength [T, R, C] on the cells of `grid`: not negative, of any unit, NaN where not known; facts, notes: for provenance."""
+    """strength [T, R, C] on the cells of `grid`: not negative, of any unit, NaN where not known; facts, notes: for
+    provenance."""
 
     strength: np.ndarray
     grid: TokenGrid
@@ -40,20 +41,29 @@ class Evidence:
 
 
 class SpatialSource:
-    """A MotionSource whose maps are one measure of the clip. measure: of a sample and its sampled clip; rule: a number to
-    raise when the same file would give another prior, as it is part of the store key."""
+    """A MotionSource whose maps are one measure of the clip. measure: of a sample and its sampled clip; rule: a number
+    to raise when the same file would give another prior, as it is part of the store key."""
 
-    def __init__(self, name: str, rule: int, context: SourceContext, measure: Callable[[Sample, Clip], Evidence]) -> None:
+    def __init__(
+        self, name: str, rule: int, context: SourceContext, measure: Callable[[Sample, Clip], Evidence]
+    ) -> None:
         self.name = name
         self._rule, self._context, self._measure = rule, context, measure
 
     def key(self, sample: Sample) -> str:
         """Hash of the video's content, its sampling and the text."""
-        return content_key(source=self.name, rule=self._rule, rows=ROWS, video=file_digest(sample.video),
-                           sampling=dataclasses.asdict(self._context.sampling), text=shared_text(sample, self._context.text))
+        return content_key(
+            source=self.name,
+            rule=self._rule,
+            rows=ROWS,
+            video=file_digest(sample.video),
+            sampling=dataclasses.asdict(self._context.sampling),
+            text=shared_text(sample, self._context.text),
+        )
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
-        """One prior a sample; a clip in which nothing is seen to move, or a text without content words, gives a Problem."""
+        """One prior a sample; a clip in which nothing is seen to move, or a text without content words, gives a
+        Problem."""
         for sample in samples:
             try:
                 yield sample, self._prior(sample)
@@ -69,21 +79,35 @@ class SpatialSource:
         found = self._measure(sample, clip)
         height, width = clip.frames.shape[1:3]
         source = dataclasses.replace(found.grid, valid=torch.from_numpy(~np.isnan(found.strength)))
-        grid = TokenGrid.regular(frame_spans(clip.times, clip.duration), ROWS, max(1, round(ROWS * width / height)), clip.box)
+        grid = TokenGrid.regular(
+            frame_spans(clip.times, clip.duration), ROWS, max(1, round(ROWS * width / height)), clip.box
+        )
         grid = dataclasses.replace(grid, valid=covered_share(source, grid) >= KNOWN)
         mass = regrid(torch.from_numpy(np.nan_to_num(found.strength)).double() * source.volumes, source, grid).float()
         if not mass.sum() > 0:
             raise SampleError(f"nothing moves in its clip, as far as the source {self.name} tells")
         known = float(source.valid.double().mean())
         return MotionPrior(
-            text=text, words=words, maps=(mass / mass.sum()).expand(len(words), *grid.shape).contiguous(), grid=grid,
+            text=text,
+            words=words,
+            maps=(mass / mass.sum()).expand(len(words), *grid.shape).contiguous(),
+            grid=grid,
             weight=torch.full((len(words),), known),
-            provenance={"source": self.name, "known": known, "seconds": [float(t) for t in clip.seconds],
-                        "notes": [*clip.notes, *(note for note in found.notes if note not in clip.notes)], **found.facts})
+            provenance={
+                "source": self.name,
+                "known": known,
+                "seconds": [float(t) for t in clip.seconds],
+                "notes": [*clip.notes, *(note for note in found.notes if note not in clip.notes)],
+                **found.facts,
+            },
+        )
 
 
-def beside_camera(motion: np.ndarray, valid: np.ndarray, x: np.ndarray, y: np.ndarray, grain: float) -> tuple[np.ndarray, np.ndarray]:
-    """[T, R, C] float32 speed beside the camera's motion, 0 up to `grain`, NaN where not valid; and the camera's [T, R, C, 2].
+def beside_camera(
+    motion: np.ndarray, valid: np.ndarray, x: np.ndarray, y: np.ndarray, grain: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """[T, R, C] float32 speed beside the camera's motion, 0 up to `grain`, NaN where not valid; and the camera's [T, R,
+    C, 2].
 
     motion [T, R, C, 2], valid [T, R, C]; x [C], y [R]: cells' middles in pixels.
     """

@@ -16,8 +16,16 @@ from enhancer.video.codec.overlay import write_sheet, write_video
 from vdm_priors.errors import UserError
 
 
-def show_motion(path: Path, start: float, end: float | None, references: str, fallback: str, picture: Path, video: Path | None,
-                console: Console) -> None:
+def show_motion(
+    path: Path,
+    start: float,
+    end: float | None,
+    references: str,
+    fallback: str,
+    picture: Path,
+    video: Path | None,
+    console: Console,
+) -> None:
     """Prints the table; writes the picture, and the video where one is asked for."""
     for target in filter(None, (picture, video)):
         if not target.absolute().parent.is_dir():
@@ -36,34 +44,59 @@ def show_motion(path: Path, start: float, end: float | None, references: str, fa
 
 def _table(field: MotionField, seconds: float) -> rich.table.Table:
     said = field.provenance
-    table = rich.table.Table(box=None, padding=(0, 2, 0, 0), show_header=False, title=escape(str(field.path)), title_justify="left",
-                             title_style="bold")
+    table = rich.table.Table(
+        box=None,
+        padding=(0, 2, 0, 0),
+        show_header=False,
+        title=escape(str(field.path)),
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column(style="dim")
     table.add_column()
     for name, value in (
-        ("stream", f"{said['codec']} {said['profile']}, {said['width']}×{said['height']} at {float(Fraction(said['rate'])):g} frames a second, "
-                   f"in {said['container'].split(',')[0]}"),
-        ("frames", f"{len(field.times)} from {field.times[0]:.2f} s to {field.duration:.2f} s: {_counts(field.kinds.tolist())}"),
+        (
+            "stream",
+            f"{said['codec']} {said['profile']}, {said['width']}×{said['height']} at {float(Fraction(said['rate'])):g} frames a second, "
+            f"in {said['container'].split(',')[0]}",
+        ),
+        (
+            "frames",
+            f"{len(field.times)} from {field.times[0]:.2f} s to {field.duration:.2f} s: {_counts(field.kinds.tolist())}",
+        ),
         ("groups of pictures", _groups(field)),
         ("packets", _packets(field)),
         ("vectors", ", ".join(f"{_ORIGINS[name]} ({count} frames)" for name, count in said["origins"].items())),
         ("references", f"{said['references']}{_distances(field)}"),
-        ("cells", ", ".join(f"{100 * (field.validity == kind).mean():.1f}% {kind.name.lower().replace('_', ' ')}" for kind in
-                            (Validity.INTER, *(k for k in Validity if k != Validity.INTER)) if (field.validity == kind).any())
-                  + f" of {field.validity.shape[1]}×{field.validity.shape[2]} of {said['cell']} px"),
+        (
+            "cells",
+            ", ".join(
+                f"{100 * (field.validity == kind).mean():.1f}% {kind.name.lower().replace('_', ' ')}"
+                for kind in (Validity.INTER, *(k for k in Validity if k != Validity.INTER))
+                if (field.validity == kind).any()
+            )
+            + f" of {field.validity.shape[1]}×{field.validity.shape[2]} of {said['cell']} px",
+        ),
         ("motion", _motion(field)),
         ("scene cuts", f"{_cut_times(field)} (by {said['cuts']})"),
-        ("quantisers", "not exported" if field.qp is None else f"QP {field.qp[field.qp >= 0].min()} to {field.qp.max()}, "
-                       f"mean {field.qp[field.qp >= 0].mean():.1f}"),
+        (
+            "quantisers",
+            "not exported"
+            if field.qp is None
+            else f"QP {field.qp[field.qp >= 0].min()} to {field.qp.max()}, mean {field.qp[field.qp >= 0].mean():.1f}",
+        ),
         ("reading took", f"{seconds:.2f} s, {len(field.times) / seconds:.0f} frames a second"),
     ):
         table.add_row(name, escape(value))
     return table
 
 
-_ORIGINS = {Origin.NONE.name.lower(): "none", Origin.NATIVE.name.lower(): "the stream's own",
-            Origin.REENCODED.name.lower(): "made here by an H.264 encoding of the decoded frames, not the stream's own",
-            Origin.MESTIMATE.name.lower(): "made here by block matching of the decoded frames, not the stream's own"}
+_ORIGINS = {
+    Origin.NONE.name.lower(): "none",
+    Origin.NATIVE.name.lower(): "the stream's own",
+    Origin.REENCODED.name.lower(): "made here by an H.264 encoding of the decoded frames, not the stream's own",
+    Origin.MESTIMATE.name.lower(): "made here by block matching of the decoded frames, not the stream's own",
+}
 
 
 def _counts(kinds: list[str]) -> str:
@@ -75,11 +108,15 @@ def _groups(field: MotionField) -> str:
     if not len(keys):
         return "no key frame here"
     lengths = np.diff(np.append(keys, len(field.times)))
-    return f"{len(keys)}, of {lengths.min()} to {lengths.max()} frames" if len(keys) > 1 else f"1, of {lengths[0]} frames"
+    return (
+        f"{len(keys)}, of {lengths.min()} to {lengths.max()} frames" if len(keys) > 1 else f"1, of {lengths[0]} frames"
+    )
 
 
 def _packets(field: MotionField) -> str:
-    means = [f"{kind} {field.packet_bytes[field.kinds == kind].mean():.0f}" for kind in "IPB" if (field.kinds == kind).any()]
+    means = [
+        f"{kind} {field.packet_bytes[field.kinds == kind].mean():.0f}" for kind in "IPB" if (field.kinds == kind).any()
+    ]
     return f"{field.packet_bytes.sum() / 1000:.1f} kB; mean bytes a frame: {', '.join(means)}"
 
 
@@ -99,10 +136,16 @@ def _motion(field: MotionField) -> str:
     speed = field.magnitude[field.valid]
     if not len(speed):
         return "none is known"
-    return (f"mean {speed.mean():.1f} px/second, 95% of cells under {np.percentile(speed, 95):.1f}; "
-            f"{100 * (speed > 1).mean():.0f}% of valid cells move by more than 1")
+    return (
+        f"mean {speed.mean():.1f} px/second, 95% of cells under {np.percentile(speed, 95):.1f}; "
+        f"{100 * (speed > 1).mean():.0f}% of valid cells move by more than 1"
+    )
 
 
 def _cut_times(field: MotionField) -> str:
     times = [f"{t:.2f} s" for t in field.times[field.cuts]]
-    return "none found" if not times else ", ".join(times[:12]) + (f" and {len(times) - 12} more" if len(times) > 12 else "")
+    return (
+        "none found"
+        if not times
+        else ", ".join(times[:12]) + (f" and {len(times) - 12} more" if len(times) > 12 else "")
+    )

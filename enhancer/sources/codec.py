@@ -1,8 +1,8 @@
 """The compressed video's own motion as a prior: no model, and hardly any time.
 
-The map is how fast each cell moves beside the camera, which is fitted and taken away frame by frame. Where nothing moves by
-itself, the camera's own motion is the map. Speeds up to a quarter of a pixel a frame are the vectors' own grain and count as
-none. What the camera has just brought in over the edge refers to nothing, and is not known.
+The map is how fast each cell moves beside the camera, which is fitted and taken away frame by frame. Where nothing
+moves by itself, the camera's own motion is the map. Speeds up to a quarter of a pixel a frame are the vectors' own
+grain and count as none. What the camera has just brought in over the edge refers to nothing, and is not known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ GRAIN = 0.25  # px a frame
 
 
 def speeds(field: MotionField) -> tuple[np.ndarray, str]:
-    """[T, R, C] float32 px/second, NaN where not known, and what they are of: "things" beside the camera, or the "camera"."""
+    """[T, R, C] float32 px/second, NaN where not known, and what they are of: "things" beside the camera, or the
+    "camera"."""
     x, y = (edges[:-1] + np.diff(edges) / 2 for edges in (field.column_edges, field.row_edges))
     beside, camera = beside_camera(field.displacement, field.valid, x, y, GRAIN)
     beside[_revealed(field, camera)] = np.nan
@@ -34,7 +35,9 @@ def speeds(field: MotionField) -> tuple[np.ndarray, str]:
 
 def _revealed(field: MotionField, camera: np.ndarray) -> np.ndarray:
     """[T, R, C] bool: cells that refer to beyond the edge when moved as the camera is."""
-    left, right, top, bottom = (edges[part] for edges in (field.column_edges, field.row_edges) for part in (slice(-1), slice(1, None)))
+    left, right, top, bottom = (
+        edges[part] for edges in (field.column_edges, field.row_edges) for part in (slice(-1), slice(1, None))
+    )
     height, width = field.size
     found = np.zeros(field.validity.shape, bool)
     for distance in np.moveaxis(field.reference, 1, 0):
@@ -46,6 +49,7 @@ def _revealed(field: MotionField, camera: np.ndarray) -> np.ndarray:
 
 def build(context: SourceContext) -> SpatialSource:
     """Found by the file's name."""
+
     def measure(sample: Sample, clip: Clip) -> Evidence:
         field = read_motion(sample.video, context.sampling.start, context.sampling.end)
         strength, moving = speeds(field)

@@ -1,7 +1,8 @@
 """Optical flow between the sampled frames (OpenCV's DIS, Kroeger et al., ECCV 2016) as a prior.
 
-The map is the speed beside the camera, which is fitted and taken away (enhancer/video/camera.py); where nothing moves by itself,
-the camera's own motion. Flow is found from each frame to the one before, so that it lies on the later frame; the first has none.
+The map is the speed beside the camera, which is fitted and taken away (enhancer/video/camera.py); where nothing moves
+by itself, the camera's own motion. Flow is found from each frame to the one before, so that it lies on the later frame;
+the first has none.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def flow_to_the_frame_before(pictures: np.ndarray) -> np.ndarray:
     SampleError for frames too small for DIS, whose coarsest patch is 8 pixels.
     """
     if min(pictures.shape[1:3]) < 16:
-        raise SampleError(f"optical flow needs frames of 16 pixels or more, and these have {pictures.shape[2]}×{pictures.shape[1]}")
+        raise SampleError(
+            f"optical flow needs frames of 16 pixels or more, and these have {pictures.shape[2]}×{pictures.shape[1]}"
+        )
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     greys = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pictures]
     flows = [-dis.calc(now, before, None) for before, now in zip(greys, greys[1:], strict=False)]
@@ -36,11 +39,12 @@ def flow_to_the_frame_before(pictures: np.ndarray) -> np.ndarray:
 
 def build(context: SourceContext) -> SpatialSource:
     """Found by the file's name."""
+
     def measure(sample: Sample, clip: Clip) -> Evidence:
         motion = flow_to_the_frame_before(clip.frames)
         height, width = motion.shape[1:3]
         step = max(1, min(height, width) // CELLS)
-        motion = motion[:, step // 2::step, step // 2::step]  # DIS is smooth: one sample a cell serves
+        motion = motion[:, step // 2 :: step, step // 2 :: step]  # DIS is smooth: one sample a cell serves
         rows, columns = motion.shape[1:3]
         valid = ~np.isnan(motion[..., 0])
         speed, _ = beside_camera(motion, valid, np.arange(columns) * step, np.arange(rows) * step, GRAIN)

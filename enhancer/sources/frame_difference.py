@@ -21,11 +21,14 @@ GRAIN = 1.0  # grey levels: what coding alone changes
 
 def build(context: SourceContext) -> SpatialSource:
     """Found by the file's name."""
+
     def measure(sample: Sample, clip: Clip) -> Evidence:
         greys = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32) for picture in clip.frames]
         rows, columns = (min(CELLS, side) for side in greys[0].shape)
-        changes = [cv2.resize(cv2.absdiff(before, now), (columns, rows), interpolation=cv2.INTER_AREA)
-                   for before, now in zip(greys, greys[1:], strict=False)]
+        changes = [
+            cv2.resize(cv2.absdiff(before, now), (columns, rows), interpolation=cv2.INTER_AREA)
+            for before, now in zip(greys, greys[1:], strict=False)
+        ]
         strength = np.stack([np.full((rows, columns), np.nan, np.float32), *changes])
         grid = TokenGrid.regular(frame_spans(clip.times, clip.duration), rows, columns, clip.box)
         return Evidence(without_grain(strength, GRAIN), grid)

@@ -1,7 +1,7 @@
 """What the codec's motion does not explain: the mean squared motion-compensated prediction error, as a prior.
 
-It is high where things turn, deform, appear or are uncovered, and at their edges. It is not the residual that the encoder wrote
-(enhancer/video/codec/residual.py).
+It is high where things turn, deform, appear or are uncovered, and at their edges. It is not the residual that the
+encoder wrote (enhancer/video/codec/residual.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ RULE = 1
 
 def build(context: SourceContext) -> SpatialSource:
     """Found by the file's name."""
+
     def measure(sample: Sample, clip: Clip) -> Evidence:
         field = read_motion(sample.video, context.sampling.start, context.sampling.end)
         return Evidence(energy_map(field), field.grid(), field.provenance, field.notes)

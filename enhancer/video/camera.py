@@ -1,9 +1,9 @@
 """The camera's motion in a field of vectors: one similarity a frame, found by all cells and kept from those that agree.
 
-A cell at (x, y) from the frame's middle moves by t + s (x, y) + r (−y, x): translation, zoom and turn, as a camera that is
-panned, zoomed and rolled moves a far background. The fit is least squares with weights that fall with a cell's distance from
-it (iteratively reweighted, Tukey's biweight; the scale is the median absolute residual), so that things that move by themselves
-do not pull it along while they are the smaller part.
+A cell at (x, y) from the frame's middle moves by t + s (x, y) + r (−y, x): translation, zoom and turn, as a camera that
+is panned, zoomed and rolled moves a far background. The fit is least squares with weights that fall with a cell's
+distance from it (iteratively reweighted, Tukey's biweight; the scale is the median absolute residual), so that things
+that move by themselves do not pull it along while they are the smaller part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ LEAST_CELLS = 12  # fewer say nothing about a whole frame
 
 
 def camera_motion(displacement: np.ndarray, valid: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The fitted camera motion at every cell, [R, C, 2] in the unit of `displacement` [R, C, 2]; 0 where few cells are valid.
+    """The fitted camera motion at every cell, [R, C, 2] in the unit of `displacement` [R, C, 2]; 0 where few cells are
+    valid.
 
     valid [R, C] bool; x [C] and y [R]: cells' middles in pixels.
     """
@@ -28,7 +29,9 @@ def camera_motion(displacement: np.ndarray, valid: np.ndarray, x: np.ndarray, y:
     across, down = np.meshgrid((x - x.mean()) / scale, (y - y.mean()) / scale)
     one, none = np.ones_like(across), np.zeros_like(across)
     # [R, C, 2, 4]: rows for x and y; columns for translation x and y, zoom, turn
-    design = np.stack([np.stack([one, none, across, -down], axis=-1), np.stack([none, one, down, across], axis=-1)], axis=-2)
+    design = np.stack(
+        [np.stack([one, none, across, -down], axis=-1), np.stack([none, one, down, across], axis=-1)], axis=-2
+    )
     a, b = design[valid], displacement[valid].astype(np.float64)
     fitted = np.array([*np.median(b, axis=0), 0.0, 0.0])
     for _ in range(ITERATIONS):

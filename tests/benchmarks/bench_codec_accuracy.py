@@ -1,20 +1,21 @@
-"""How right codec motion is: end-point error against the embedded world's true flow, for every codec and preset, beside DIS.
+"""How right codec motion is: end-point error against the embedded world's true flow, for every codec and preset, beside
+DIS.
 
-    python tests/benchmarks/bench_codec_accuracy.py [CLIPS] [SIDE]            (or: make bench)
+python tests/benchmarks/bench_codec_accuracy.py [CLIPS] [SIDE]            (or: make bench)
 
-CLIPS (default 12) clips of the world's test split, two of each question type in turn, SIDE × SIDE pixels (default 192), each
-encoded by every encoder at hand, read with `read_motion`, and compared cell by cell (8 × 8 pixels):
+CLIPS (default 12) clips of the world's test split, two of each question type in turn, SIDE × SIDE pixels (default 192),
+each encoded by every encoder at hand, read with `read_motion`, and compared cell by cell (8 × 8 pixels):
 
-- error: mean distance in pixels of a cell's displacement and the true one of its content since the frame before, over the cells
-  that the field says it knows; DIS: the same cells' mean of OpenCV's DIS flow (medium) on the decoded frames.
+- error: mean distance in pixels of a cell's displacement and the true one of its content since the frame before, over
+  the cells that the field says it knows; DIS: the same cells' mean of OpenCV's DIS flow (medium) on the decoded frames.
 - known: share of cells, of frames after the first, that the field knows.
-- right: of textured cells (least eigenvalue of the structure tensor over 100) that lie whole in one thing, move alike within
-  0.5 px and by more than 0.5 px a frame: share whose displacement is within 0.5 px a frame (or 15%) of the truth over the
-  vector's own span: a vector to a frame four away tells the mean of four frames.
+- right: of textured cells (least eigenvalue of the structure tensor over 100) that lie whole in one thing, move alike
+  within 0.5 px and by more than 0.5 px a frame: share whose displacement is within 0.5 px a frame (or 15%) of the truth
+  over the vector's own span: a vector to a frame four away tells the mean of four frames.
 - near: the same where every reference is taken to be 1 frame away (H.264 only).
 
-Prints a Markdown table, and JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"} of the errors, which are
-appended to benchmarks.jsonl.
+Prints a Markdown table, and JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"} of the errors, which
+are appended to benchmarks.jsonl.
 """
 
 from __future__ import annotations
@@ -43,15 +44,20 @@ CELL, TEXTURED, MOVING, ALIKE, RIGHT, RIGHT_SHARE = 8, 100.0, 0.5, 0.5, 0.5, 0.1
 OUT = Path("benchmarks.jsonl")
 CODED = {"qmin": "2", "qmax": "5"}
 ENCODERS = {
-    **{f"H.264 {preset}": ("libx264", ".mp4", {"preset": preset}) for preset in ("ultrafast", "superfast", "veryfast", "medium", "slower")},
+    **{
+        f"H.264 {preset}": ("libx264", ".mp4", {"preset": preset})
+        for preset in ("ultrafast", "superfast", "veryfast", "medium", "slower")
+    },
     "H.264 medium, no B-frames": ("libx264", ".mp4", {"preset": "medium", "bf": "0"}),
     "H.264 medium, crf 35": ("libx264", ".mp4", {"preset": "medium", "crf": "35"}),
     "MPEG-1, 2 B-frames": ("mpeg1video", ".mpg", {**CODED, "bf": "2"}),
     "MPEG-2, 2 B-frames": ("mpeg2video", ".ts", {**CODED, "bf": "2"}),
-    "MPEG-4": ("mpeg4", ".mp4", CODED), "MPEG-4, 2 B-frames": ("mpeg4", ".mp4", {**CODED, "bf": "2"}),
+    "MPEG-4": ("mpeg4", ".mp4", CODED),
+    "MPEG-4, 2 B-frames": ("mpeg4", ".mp4", {**CODED, "bf": "2"}),
     "H.263 (FLV1)": ("flv", ".flv", CODED),
     "HEVC": ("libx265", ".mp4", {"x265-params": "log-level=none:frame-threads=1:pools=none"}),
-    "VP8": ("libvpx", ".webm", {"b": "800k"}), "VP9": ("libvpx-vp9", ".webm", {"b": "800k", "deadline": "realtime", "cpu-used": "8"}),
+    "VP8": ("libvpx", ".webm", {"b": "800k"}),
+    "VP9": ("libvpx-vp9", ".webm", {"b": "800k", "deadline": "realtime", "cpu-used": "8"}),
     "AV1": ("libsvtav1", ".mp4", {"preset": "12"}),
 }
 
@@ -67,8 +73,10 @@ class Tally:
 
     def row(self, name: str, near: Tally | None = None) -> str:
         assumed = f"{100 * np.mean(near.right):.1f}" if near else ""
-        return (f"| {name} | {np.mean(self.error):.3f} | {np.mean(self.dis):.3f} | {100 * np.mean(self.known):.1f} | "
-                f"{100 * np.mean(self.right):.1f} | {assumed} |")
+        return (
+            f"| {name} | {np.mean(self.error):.3f} | {np.mean(self.dis):.3f} | {100 * np.mean(self.known):.1f} | "
+            f"{100 * np.mean(self.right):.1f} | {assumed} |"
+        )
 
 
 class Truth:
@@ -89,10 +97,13 @@ class Truth:
     def pixels(self, frame: int, other: int) -> np.ndarray:
         """[H, W, 2] where the content of `frame` goes to until frame `other`."""
         scene, times = self.scene, (self.scene.time(frame), self.scene.time(other))
-        y, x = np.mgrid[0:scene.height, 0:scene.width].astype(float)
+        y, x = np.mgrid[0 : scene.height, 0 : scene.width].astype(float)
         points, found = np.stack([x, y, np.ones_like(x)]), np.zeros((scene.height, scene.width, 2))
         for number in range(-1, len(scene.things)):
-            start, end = (background_matrix(scene, t) if number < 0 else thing_matrix(scene, scene.things[number], t) for t in times)
+            start, end = (
+                background_matrix(scene, t) if number < 0 else thing_matrix(scene, scene.things[number], t)
+                for t in times
+            )
             moved = (np.einsum("ij,jhw->ihw", end @ np.linalg.inv(start), points) - points)[:2].transpose(1, 2, 0)
             found = np.where((self.owner(frame) == number)[..., None], moved, found)
         return found
@@ -142,7 +153,10 @@ def judge(found: MotionField, truth: Truth, greys: list[np.ndarray], flows: list
 def backward_flows(greys: list[np.ndarray]) -> list[np.ndarray]:
     """[R, C, 2] a frame: where its content came from, negated, by DIS."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return [by_cells(-dis.calc(now, before, None)).mean(axis=2) for before, now in zip([greys[0], *greys[:-1]], greys, strict=True)]
+    return [
+        by_cells(-dis.calc(now, before, None)).mean(axis=2)
+        for before, now in zip([greys[0], *greys[:-1]], greys, strict=True)
+    ]
 
 
 def encode(path: Path, pictures: np.ndarray, fps: float, codec: str, options: dict[str, str]) -> None:
@@ -159,7 +173,10 @@ def encode(path: Path, pictures: np.ndarray, fps: float, codec: str, options: di
 def main() -> None:
     clips, side = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 12), (2, 192)))
     cv2.setNumThreads(1)
-    scenes = [draw_scene(np.random.default_rng([7, n]), list(TYPES)[n % len(TYPES)], "test", size=(side, side))[0] for n in range(clips)]
+    scenes = [
+        draw_scene(np.random.default_rng([7, n]), list(TYPES)[n % len(TYPES)], "test", size=(side, side))[0]
+        for n in range(clips)
+    ]
     world = [(Truth(scene), render_clip(scene)) for scene in scenes]
     print(f"{clips} clips, {side}×{side} pixels\n")
     print("| encoder | error, px | DIS, px | known, % | right, % | near, % |\n| --- | --- | --- | --- | --- | --- |")
@@ -193,9 +210,20 @@ def main() -> None:
                 print(tallies["mestimate"].row(f"{name} (mestimate)"), flush=True)
             ours, other = np.mean(tallies[""].error), np.mean(tallies[""].dis)
             with OUT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"name": f"codec end-point error against DIS, {name}, {side} px", "ours": round(ours, 4),
-                                       "other": round(other, 4), "ratio": round(ours / other, 2), "unit": "px/frame", "n": clips,
-                                       "machine": machine}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "name": f"codec end-point error against DIS, {name}, {side} px",
+                            "ours": round(ours, 4),
+                            "other": round(other, 4),
+                            "ratio": round(ours / other, 2),
+                            "unit": "px/frame",
+                            "n": clips,
+                            "machine": machine,
+                        }
+                    )
+                    + "\n"
+                )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,19 @@ def panned(frames: int, motion: tuple[float, float], size: tuple[int, int] = (64
     return np.stack(shots)
 
 
-def write(path, pictures, codec="libx264", options=None, rate=25, milliseconds=None, rotation=0, aspect=None, audio_first=False):
-    """Encodes uint8 [N, H, W, 3]; skips the test where this PyAV has no such encoder. `flags` of options are PyAV's names."""
+def write(
+    path,
+    pictures,
+    codec="libx264",
+    options=None,
+    rate=25,
+    milliseconds=None,
+    rotation=0,
+    aspect=None,
+    audio_first=False,
+):
+    """Encodes uint8 [N, H, W, 3]; skips the test where this PyAV has no such encoder. `flags` of options are PyAV's
+    names."""
     options = dict(options or {})
     try:
         av.Codec(codec, "w")
@@ -59,7 +70,9 @@ def write(path, pictures, codec="libx264", options=None, rate=25, milliseconds=N
                 container.mux(packet)
         converter = VideoReformatter()
         for n, image in enumerate(pictures):
-            frame = converter.reformat(av.VideoFrame.from_ndarray(image, format="rgb24"), format=stream.pix_fmt, threads=1)
+            frame = converter.reformat(
+                av.VideoFrame.from_ndarray(image, format="rgb24"), format=stream.pix_fmt, threads=1
+            )
             if milliseconds is not None:
                 frame.pts, frame.time_base = milliseconds[n], Fraction(1, 1000)
             container.mux(stream.encode(frame))

@@ -9,11 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enhancer.video.codec import Origin, Validity, accumulate, energy_map, prediction_errors, read_motion
+from enhancer.video.codec import (
+    Origin,
+    Validity,
+    accumulate,
+    energy_map,
+    prediction_errors,
+    read_motion,
+    read_motions,
+)
 from enhancer.video.codec.pictures import key_frames, pictures_of
 from enhancer.video.codec.streams import index_stream
 from enhancer.video.codec.vectors import read_vectors
-from vdm_priors.errors import UserError
+from vdm_priors.errors import ClipError, UserError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from clips import middle, panned, write  # noqa: E402
@@ -70,9 +78,17 @@ def test_the_fast_mode_says_what_it_assumes(folder, pan):
     assert error(matched) < 0.2 < error(fast)
 
 
-@pytest.mark.parametrize("codec, name, kind", [("mpeg1video", "a.mpg", "mpeg1video"), ("mpeg2video", "a.ts", "mpeg2video"),
-                                               ("mpeg4", "a.mp4", "mpeg4"), ("flv", "a.flv", "flv"), ("wmv2", "a.avi", "wmv2"),
-                                               ("msmpeg4", "a.avi", "msmpeg4")])
+@pytest.mark.parametrize(
+    "codec, name, kind",
+    [
+        ("mpeg1video", "a.mpg", "mpeg1video"),
+        ("mpeg2video", "a.ts", "mpeg2video"),
+        ("mpeg4", "a.mp4", "mpeg4"),
+        ("flv", "a.flv", "flv"),
+        ("wmv2", "a.avi", "wmv2"),
+        ("msmpeg4", "a.avi", "msmpeg4"),
+    ],
+)
 def test_other_codecs_with_vectors_of_their_own(folder, pan, codec, name, kind):
     field = read_motion(write(folder / f"{codec}{name}", pan, codec, {"g": "12", "qmax": "3"}))
     assert field.provenance["codec"].startswith(kind) and set(field.origin.tolist()) <= {Origin.NATIVE, Origin.NONE}
@@ -99,9 +115,15 @@ def test_mpeg_b_frames_have_the_distances_of_their_anchors(folder, pan, codec):
         assert set(np.unique(field.reference[frame])) <= allowed
 
 
-@pytest.mark.parametrize("codec, name, options", [
-    ("libx265", "a.mp4", {"x265-params": "log-level=none:frame-threads=1:pools=none"}), ("libvpx", "a.webm", {"b": "600k"}),
-    ("libvpx-vp9", "a.webm", {"b": "600k", "deadline": "realtime", "cpu-used": "8"}), ("libsvtav1", "a.mp4", {"preset": "12"})])
+@pytest.mark.parametrize(
+    "codec, name, options",
+    [
+        ("libx265", "a.mp4", {"x265-params": "log-level=none:frame-threads=1:pools=none"}),
+        ("libvpx", "a.webm", {"b": "600k"}),
+        ("libvpx-vp9", "a.webm", {"b": "600k", "deadline": "realtime", "cpu-used": "8"}),
+        ("libsvtav1", "a.mp4", {"preset": "12"}),
+    ],
+)
 def test_codecs_without_vectors_are_matched_and_say_so(folder, pan, codec, name, options):
     video = write(folder / f"{codec}{name}", pan, codec, options)
     field = read_motion(video)
@@ -132,6 +154,23 @@ def test_every_reading_gives_the_same_bytes(folder, pan):
     assert {read_motion(video, qp=True, workers=1 + n % 4).tobytes() for n in range(20)} == {first}
 
 
+def test_several_files_at_once_in_order(folder, pan):
+    videos = [write(folder / f"many{n}.mp4", pan[n:], options={"preset": "veryfast"}) for n in range(5)]
+    (folder / "none.mp4").write_bytes(b"no video")
+    found = list(read_motions([*videos[:2], folder / "none.mp4", *videos[2:]], workers=3, references="assume"))
+    assert [path.name for path, _ in found] == [
+        "many0.mp4",
+        "many1.mp4",
+        "none.mp4",
+        "many2.mp4",
+        "many3.mp4",
+        "many4.mp4",
+    ]
+    assert isinstance(found[2][1], ClipError)
+    for path, field in found[:2] + found[3:]:
+        assert field.tobytes() == read_motion(path, references="assume").tobytes()
+
+
 def test_frame_threads_are_exact_where_frames_are_not_reordered(folder, pan):
     video = write(folder / "p.mp4", pan, options={"preset": "veryfast", "bf": "0"})
     once = read_motion(video, references="assume", workers=1).tobytes()
@@ -159,8 +198,11 @@ def test_vectors_alone_are_those_of_a_full_decode(folder, pan):
 
 
 def test_open_groups_of_pictures_are_read_in_parallel_without_loss(folder, pan):
-    video = write(folder / "open.mp4", np.concatenate([pan, pan[::-1]]), options={"preset": "medium", "g": "9", "bf": "3",
-                                                                                 "x264-params": "open-gop=1:scenecut=0"})
+    video = write(
+        folder / "open.mp4",
+        np.concatenate([pan, pan[::-1]]),
+        options={"preset": "medium", "g": "9", "bf": "3", "x264-params": "open-gop=1:scenecut=0"},
+    )
     fields = [read_motion(video, workers=n) for n in (1, 3)]
     assert fields[0].tobytes() == fields[1].tobytes() and len(fields[0].times) == 26 and "-" not in fields[0].kinds
 
@@ -171,7 +213,9 @@ def test_a_part_of_a_clip_is_the_same_as_in_the_whole(folder, pan):
     inside = (whole.times >= 0.5) & (whole.times < 1.0)
     assert part.times.tolist() == whole.times[inside].tolist() and part.duration == pytest.approx(1.0, abs=0.05)
     for name in ("displacement", "velocity", "validity", "reference", "kinds", "groups", "packet_bytes"):
-        assert np.array_equal(getattr(part, name), getattr(whole, name)[inside], equal_nan=name in ("displacement", "velocity")), name
+        assert np.array_equal(
+            getattr(part, name), getattr(whole, name)[inside], equal_nan=name in ("displacement", "velocity")
+        ), name
     grid = part.grid()
     assert grid.shape == part.validity.shape and grid.spans[-1, 1] <= part.duration + 1e-9
 
@@ -185,7 +229,9 @@ def test_quantisers_and_packets(folder, pan):
 
 @pytest.mark.parametrize("rotation, turned", [(90, (-0.75, -1.5)), (-90, (0.75, 1.5)), (180, (-1.5, 0.75))])
 def test_rotated_clips_lie_upright(folder, rotation, turned):
-    video = write(folder / f"r{rotation}.mp4", panned(6, MOTION, (56, 100)), options={"preset": "veryfast"}, rotation=rotation)
+    video = write(
+        folder / f"r{rotation}.mp4", panned(6, MOTION, (56, 100)), options={"preset": "veryfast"}, rotation=rotation
+    )
     field = read_motion(video)
     assert field.size == ((56, 100) if rotation == 180 else (100, 56))
     assert field.row_edges[0] == 0 and (np.diff(field.row_edges) > 0).all() and np.diff(field.row_edges).min() in (4, 8)
@@ -240,7 +286,9 @@ def test_key_frames_alone(folder, pan):
     assert all(np.array_equal(picture, full[6 * n]) for n, (_, picture) in enumerate(found))
 
 
-@pytest.mark.parametrize("options", [{"preset": "medium"}, {"preset": "medium", "bf": "0"}, {"preset": "superfast", "refs": "1", "bf": "0"}])
+@pytest.mark.parametrize(
+    "options", [{"preset": "medium"}, {"preset": "medium", "bf": "0"}, {"preset": "superfast", "refs": "1", "bf": "0"}]
+)
 def test_slow_motion_adds_up(folder, options):
     """CoViAR in whole pixels gives 0 here."""
     video = write(folder / "slow.mp4", panned(16, (0.4, 0.0), (96, 160)), options={**options, "crf": "16"})
@@ -248,12 +296,18 @@ def test_slow_motion_adds_up(folder, options):
     found = accumulate(field, 12)
     assert found.span.tolist() == [*range(13), 12, 12, 12]
     cells = found.displacement[13, 2:-2, 2:-2][found.valid[13, 2:-2, 2:-2]]
-    assert np.median(cells[:, 0]) == pytest.approx(4.8, abs=0.1) and np.median(cells[:, 1]) == pytest.approx(0, abs=0.05)
+    assert np.median(cells[:, 0]) == pytest.approx(4.8, abs=0.1) and np.median(cells[:, 1]) == pytest.approx(
+        0, abs=0.05
+    )
     assert found.valid[13].mean() > 0.8 and np.isnan(found.displacement[~found.valid]).all()
 
 
 def test_accumulation_restarts_where_asked(folder, pan):
-    video = write(folder / "restart.mp4", np.concatenate([pan, pan]), options={"g": "13", "x264-params": "scenecut=0", "preset": "medium"})
+    video = write(
+        folder / "restart.mp4",
+        np.concatenate([pan, pan]),
+        options={"g": "13", "x264-params": "scenecut=0", "preset": "medium"},
+    )
     field = read_motion(video)
     assert accumulate(field, 20).span.tolist() == [*range(13)] * 2
     assert accumulate(field, 20, reset=("cuts",)).span[14] == (1 if field.cuts[13] else 14)
@@ -270,7 +324,9 @@ def test_content_that_came_from_outside_is_not_valid(folder):
 
 
 def test_prediction_error_by_plain_loops(folder):
-    video = write(folder / "error.mp4", panned(5, (2.0, 1.0), (32, 48)), options={"preset": "veryfast", "bf": "0", "refs": "1"})
+    video = write(
+        folder / "error.mp4", panned(5, (2.0, 1.0), (32, 48)), options={"preset": "veryfast", "bf": "0", "refs": "1"}
+    )
     field = read_motion(video)
     pictures = dict(pictures_of(field))
     assert not (errors := {error.frame: error for error in prediction_errors(field)})[0].known.any()

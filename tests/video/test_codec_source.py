@@ -29,7 +29,7 @@ def context(tmp_path, samples=(), **changes):
 
 def prior_of(tmp_path, pictures, text=TEXT, source="codec"):
     sample = Sample("a", write(tmp_path / "a.mp4", pictures, options={"preset": "medium", "crf": "16"}), text, "left")
-    (_, prior), = build_source(source, context(tmp_path)).extract([sample])
+    ((_, prior),) = build_source(source, context(tmp_path)).extract([sample])
     return prior
 
 
@@ -38,16 +38,29 @@ def square_over(pictures, motion=3):
     found = pictures.copy()
     for n in range(len(found)):
         left = 8 + motion * n
-        found[n, 24:48, left:left + 24] = np.clip(255 - 1.4 * texture()[100:124, 100:124, None], 0, 255).astype(np.uint8)
+        found[n, 24:48, left : left + 24] = np.clip(255 - 1.4 * texture()[100:124, 100:124, None], 0, 255).astype(
+            np.uint8
+        )
     return found
 
 
-@pytest.mark.parametrize("source, camera", [("codec", (0.0, 0.0)), ("codec", (-1.5, 0.75)), ("flow", (0.0, 0.0)), ("flow", (-1.5, 0.75)),
-                                            ("residual", (0.0, 0.0)), ("frame_difference", (0.0, 0.0))])
+@pytest.mark.parametrize(
+    "source, camera",
+    [
+        ("codec", (0.0, 0.0)),
+        ("codec", (-1.5, 0.75)),
+        ("flow", (0.0, 0.0)),
+        ("flow", (-1.5, 0.75)),
+        ("residual", (0.0, 0.0)),
+        ("frame_difference", (0.0, 0.0)),
+    ],
+)
 def test_the_mass_is_on_what_moves_by_itself(tmp_path, source, camera):
     prior = prior_of(tmp_path, square_over(panned(13, camera, (72, 96))), source=source)
     prior.validate()
-    assert [word.text for word in prior.words] == ["way", "red", "ball", "roll"] and prior.provenance["source"] == source
+    assert [word.text for word in prior.words] == ["way", "red", "ball", "roll"] and prior.provenance[
+        "source"
+    ] == source
     assert prior.grid.shape == (5, 16, 21) and torch.equal(prior.maps[0], prior.maps[3])
     assert prior.maps[0].sum() == pytest.approx(1, abs=1e-5) and 0.6 < prior.weight[0] <= 1
     on = prior.maps[0].sum(dim=0)[4:12].sum()  # its rows, a block's width around them; 0.5 by chance
@@ -70,7 +83,9 @@ def test_a_moving_camera_alone_is_the_motion_and_a_still_is_none(tmp_path):
 def test_the_camera_is_fitted_beside_things_that_move(zoom, turn):
     x, y = np.arange(20) * 8 + 4.0, np.arange(12) * 8 + 4.0
     across, down = np.meshgrid(x - x.mean(), y - y.mean())
-    camera = np.stack([1.5 + zoom * across - turn * down, -0.5 + zoom * down + turn * across], axis=-1).astype(np.float32)
+    camera = np.stack([1.5 + zoom * across - turn * down, -0.5 + zoom * down + turn * across], axis=-1).astype(
+        np.float32
+    )
     seen = np.round(camera * 4) / 4
     seen[2:7, 3:10] += (4.0, -2.0)
     valid = np.ones((12, 20), bool)
@@ -95,17 +110,26 @@ def test_on_the_world_it_finds_the_things_that_move(tmp_path):
         moving = {n for n, thing in enumerate(scene.things) if thing.motion.kind != "rest"}
         mentioned = [m.thing for m in truth.mentions(sample.video.name, prior.text)]
         if mentioned and mentioned[0] in moving:
-            words = [word for word in prior.words if any(word.start < m.end and m.start < word.end for m in truth.mentions(sample.video.name, prior.text))]
+            words = [
+                word
+                for word in prior.words
+                if any(word.start < m.end and m.start < word.end for m in truth.mentions(sample.video.name, prior.text))
+            ]
             seen = truth.evidence(sample.video.name, prior.text, words[:1], prior.grid)[0][prior.grid.valid]
             where, mass = seen > seen.max() / 4, prior.maps[0][prior.grid.valid]
-            higher = (mass[where][:, None] > mass[~where][None]).float() + 0.5 * (mass[where][:, None] == mass[~where][None]).float()
+            higher = (mass[where][:, None] > mass[~where][None]).float() + 0.5 * (
+                mass[where][:, None] == mass[~where][None]
+            ).float()
             found.append(float(higher.mean()))
     assert len(found) >= 8 and np.mean(found) > 0.75, found
 
 
 def test_the_key_depends_on_the_clip_its_sampling_and_the_text(tmp_path):
     pictures = panned(6, (1.0, 0.0))
-    one, two = (Sample(n, write(tmp_path / f"{n}.mp4", pictures[:, :, ::step]), TEXT, "left") for n, step in (("a", 1), ("b", -1)))
+    one, two = (
+        Sample(n, write(tmp_path / f"{n}.mp4", pictures[:, :, ::step]), TEXT, "left")
+        for n, step in (("a", 1), ("b", -1))
+    )
     source = build_source("codec", context(tmp_path))
     other = build_source("codec", replace(context(tmp_path), sampling=Sampling(4)))
     keys = {source.key(one), source.key(two), other.key(one), source.key(replace(one, question="Why?"))}

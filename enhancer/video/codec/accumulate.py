@@ -1,10 +1,10 @@
-"""Motion over several frames, back to a reference: CoViAR's accumulation (Wu et al., CVPR 2018, section 3.1), in fractions of
-a pixel and with a mask.
+"""Motion over several frames, back to a reference: CoViAR's accumulation (Wu et al., CVPR 2018, section 3.1), in
+fractions of a pixel and with a mask.
 
-A cell's centre is followed back from each picture to the one that it refers to, as the decoder does: fewer and longer steps
-than frame by frame, whose quarters of a pixel add up to less of an error. Its place is a real number all the way; the motion
-there is that of the cell it lies in, as a block's vector holds for the whole block. Whole pixels, as usual, would lose all
-motion under half a pixel a frame.
+A cell's centre is followed back from each picture to the one that it refers to, as the decoder does: fewer and longer
+steps than frame by frame, whose quarters of a pixel add up to less of an error. Its place is a real number all the way;
+the motion there is that of the cell it lies in, as a block's vector holds for the whole block. Whole pixels, as usual,
+would lose all motion under half a pixel a frame.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ RESETS = ("cuts", "groups")
 
 @dataclass
 class Accumulated:
-    """displacement [T, R, C, 2] px since the reference frame, NaN where not valid; valid [T, R, C] bool; span [T] frames
-    back to the reference, 0 where a frame is its own: its displacement is then 0, and known."""
+    """displacement [T, R, C, 2] px since the reference frame, NaN where not valid; valid [T, R, C] bool; span [T]
+    frames back to the reference, 0 where a frame is its own: its displacement is then 0, and known."""
 
     displacement: np.ndarray
     valid: np.ndarray
@@ -32,13 +32,17 @@ class Accumulated:
 def accumulate(field: MotionField, frames: int, reset: tuple[str, ...] = RESETS) -> Accumulated:
     """How far each cell's content has come within up to `frames` frames.
 
-    reset: what motion is not followed across: "cuts" (scenes' first frames), "groups" (key frames); the frame there is the
-    reference. Without "groups", what passes through an I-frame is not valid, as nothing is known of its motion. Content that
-    was outside the picture, or passes through a cell without motion, is not valid. UserError for other resets.
+    reset: what motion is not followed across: "cuts" (scenes' first frames), "groups" (key frames); the frame there is
+    the reference. Without "groups", what passes through an I-frame is not valid, as nothing is known of its motion.
+    Content that was outside the picture, or passes through a cell without motion, is not valid. UserError for other
+    resets.
     """
     unknown = sorted(set(reset) - set(RESETS))
     if unknown or frames < 1:
-        raise UserError(f"accumulate: frames must be 1 or more ({frames}), and reset may have {' and '.join(RESETS)} ({', '.join(reset)}).")
+        raise UserError(
+            f"accumulate: frames must be 1 or more ({frames}), and reset may have {' and '.join(RESETS)} "
+            f"({', '.join(reset)})."
+        )
     begins = np.zeros(len(field.times), bool)
     begins[0] = True
     if "cuts" in reset:
@@ -62,14 +66,18 @@ def _followed_back(field: MotionField, at: int, span: int) -> tuple[np.ndarray, 
     rows, columns = known.shape
     frame = np.full(known.shape, at)
     while (on := known & (frame > at - span)).any():
-        row, column = (np.searchsorted(edges, place[..., axis], side="right") - 1
-                       for edges, axis in ((field.row_edges, 1), (field.column_edges, 0)))
+        row, column = (
+            np.searchsorted(edges, place[..., axis], side="right") - 1
+            for edges, axis in ((field.row_edges, 1), (field.column_edges, 0))
+        )
         known &= ~on | (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
         here = frame, row.clip(0, rows - 1), column.clip(0, columns - 1)
         known &= ~on | field.valid[here]
         on &= known
         past = -np.minimum(field.reference[:, 0], field.reference[:, 1])[here]
-        step = np.minimum(np.maximum(past, 1), frame - (at - span))  # a frame without a past reference: on to the one before
+        step = np.minimum(
+            np.maximum(past, 1), frame - (at - span)
+        )  # a frame without a past reference: on to the one before
         place = np.where(on[..., None], place - field.displacement[here] * step[..., None], place)
         frame = np.where(on, frame - step, frame)
     return centre - place, known

@@ -18,17 +18,23 @@ from vdm_priors.errors import ClipError
 LOST = "-"  # kind of a frame that did not decode
 
 
-def assembled(index: StreamIndex, motions: list[FrameMotion], start: float, end: float | None, references: str) -> MotionField:
+def assembled(
+    index: StreamIndex, motions: list[FrameMotion], start: float, end: float | None, references: str
+) -> MotionField:
     """The field of the frames shown in [start, end) seconds. ClipError where none of them decoded."""
     if not motions:
-        raise ClipError(f"{index.path}: not one frame can be decoded: the file is cut short or damaged. Copy it again or re-encode it.")
+        raise ClipError(
+            f"{index.path}: not one frame can be decoded: the file is cut short or damaged. Copy it again or re-encode it."
+        )
     of = {motion.rank: motion for motion in motions}
     seconds = np.arange(max(of) + 1) / float(index.rate) if index.seconds is None else index.shown_seconds
     shown = (seconds >= start) & (seconds < (np.inf if end is None else end))
     ranks = np.flatnonzero(shown).tolist()
     if not any(n in of for n in ranks):
-        raise ClipError(f"{index.path}: no frame from {start:g} s to {index.duration if end is None else end:g} s can be decoded: the file "
-                        f"is damaged there. Choose another part of it, or copy it again.")
+        raise ClipError(
+            f"{index.path}: no frame from {start:g} s to {index.duration if end is None else end:g} s can be decoded: the file "
+            f"is damaged there. Choose another part of it, or copy it again."
+        )
     frames = [of[n].frame if n in of else None for n in ranks]
     lost = empty_cells(grid_shape(index.height, index.width), Validity.UNAVAILABLE)
     cells = [of[n].cells if n in of else lost for n in ranks]
@@ -41,17 +47,25 @@ def assembled(index: StreamIndex, motions: list[FrameMotion], start: float, end:
     from_pictures = any(image is not None for image in pictures)
     after = ranks[-1] + 1
     field = MotionField(
-        path=index.path, times=seconds[ranks], duration=float(seconds[after]) if after < len(seconds) else index.duration,
+        path=index.path,
+        times=seconds[ranks],
+        duration=float(seconds[after]) if after < len(seconds) else index.duration,
         displacement=turned_upright(np.stack([c.displacement for c in cells]), turns, vectors=True),
         velocity=turned_upright(np.stack([c.velocity for c in cells]), turns, vectors=True),
         validity=turned_upright(validity, turns),
         origin=np.array([of[n].origin if n in of else Origin.NONE for n in ranks], np.int8),
         reference=turned_upright(np.stack([c.reference for c in cells]), turns),
         confidence=turned_upright(np.stack([c.confidence for c in cells]), turns),
-        kinds=kinds, keys=index.keys[ordinals] & (kinds != LOST), groups=_groups(index, ordinals),
+        kinds=kinds,
+        keys=index.keys[ordinals] & (kinds != LOST),
+        groups=_groups(index, ordinals),
         cuts=cuts_in_pictures(pictures) if from_pictures else cuts_in_blocks(validity == Validity.INTRA, kinds),
-        packet_bytes=index.sizes[ordinals], row_edges=row_edges, column_edges=column_edges,
-        qp=_quantisers(frames, turns), notes=[*index.notes, *_remarks(index, frames)])
+        packet_bytes=index.sizes[ordinals],
+        row_edges=row_edges,
+        column_edges=column_edges,
+        qp=_quantisers(frames, turns),
+        notes=[*index.notes, *_remarks(index, frames)],
+    )
     field.provenance = _provenance(index, field, references, "pictures" if from_pictures else "intra blocks", turns)
     return field
 
@@ -92,8 +106,9 @@ def _remarks(index: StreamIndex, frames: list[DecodedFrame | None]) -> list[str]
     counts = {
         "frames did not decode": len(frames) - len(decoded),
         "frames are damaged, and their vectors are not used": sum(frame.damaged for frame in decoded),
-        f"frames are not of {index.width}×{index.height} pixels, and have no motion here":
-            sum((frame.height, frame.width) != (index.height, index.width) for frame in decoded),
+        f"frames are not of {index.width}×{index.height} pixels, and have no motion here": sum(
+            (frame.height, frame.width) != (index.height, index.width) for frame in decoded
+        ),
         "frames are interlaced: their vectors may be of fields": sum(frame.interlaced for frame in decoded),
     }
     found = [f"{count} of {len(frames)} {what}" for what, count in counts.items() if count]
@@ -113,7 +128,18 @@ def _provenance(index: StreamIndex, field: MotionField, references: str, cuts: s
     elif index.native:
         hows.append("matched with the decoded candidates" if references == "match" else "assumed to be 1 frame away")
     return {
-        "codec": index.codec, "profile": index.profile, "container": index.container, "width": index.width, "height": index.height,
-        "rate": str(index.rate), "pixel_aspect": str(index.pixel_aspect), "rotation": 90 * turns, "cell": CELL,
-        "origins": dict(origins), "references": "; ".join(hows) or "none", "cuts": cuts, "most_references": index.most_references,
-        "libavcodec": ".".join(map(str, av.library_versions["libavcodec"]))}
+        "codec": index.codec,
+        "profile": index.profile,
+        "container": index.container,
+        "width": index.width,
+        "height": index.height,
+        "rate": str(index.rate),
+        "pixel_aspect": str(index.pixel_aspect),
+        "rotation": 90 * turns,
+        "cell": CELL,
+        "origins": dict(origins),
+        "references": "; ".join(hows) or "none",
+        "cuts": cuts,
+        "most_references": index.most_references,
+        "libavcodec": ".".join(map(str, av.library_versions["libavcodec"])),
+    }

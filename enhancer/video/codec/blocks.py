@@ -1,8 +1,8 @@
 """Blocks: the decoder's vector records as columns, and their place on a regular grid of 8 × 8 pixel cells.
 
 FFmpeg exports blocks of 16×16, 16×8, 8×16 and 8×8 pixels, so cells of 8 lose nothing. A block's displacement is that of
-the source against the block, in pixels: src = block + motion. What it means as motion of the scene needs the reference's
-distance (references.py).
+the source against the block, in pixels: src = block + motion. What it means as motion of the scene needs the
+reference's distance (references.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FARTHEST = 2048.0  # pixels; longer vectors are beyond every level's limit and c
 
 @dataclass
 class Blocks:
-    """B blocks of one frame. column, row [B]: of the top left cell; wide, high [B]: in cells; list [B]: FIRST or SECOND;
+    """B blocks of one frame. column, row [B]: of the top left cell; wide, high [B]: in cells; list [B]: FIRST or
+    SECOND;
     motion [B, 2] float32: source minus block (x, y) in pixels."""
 
     column: np.ndarray
@@ -48,7 +49,7 @@ class Blocks:
             for down in range(high):
                 for right in range(wide):
                     found[row + down, column + right] = which
-        return found[:shape[0], :shape[1]]
+        return found[: shape[0], : shape[1]]
 
 
 def blocks_of(frame: DecodedFrame) -> Blocks:
@@ -60,11 +61,24 @@ def blocks_of(frame: DecodedFrame) -> Blocks:
     left, top = records["dst_x"] - wide // 2, records["dst_y"] - high // 2  # dst is the block's centre
     scale = np.maximum(records["motion_scale"], 1).astype(np.float32)
     motion = np.stack([records["motion_x"] / scale, records["motion_y"] / scale], axis=1).astype(np.float32)
-    sound = ((left >= 0) & (top >= 0) & (left < frame.width) & (top < frame.height) & (wide >= CELL) & (high >= CELL)
-             & (np.abs(motion) < FARTHEST).all(axis=1))
+    sound = (
+        (left >= 0)
+        & (top >= 0)
+        & (left < frame.width)
+        & (top < frame.height)
+        & (wide >= CELL)
+        & (high >= CELL)
+        & (np.abs(motion) < FARTHEST).all(axis=1)
+    )
     pick = np.flatnonzero(sound)
-    return Blocks(left[pick] // CELL, top[pick] // CELL, np.minimum(wide[pick] // CELL, 2), np.minimum(high[pick] // CELL, 2),
-                  np.where(records["source"][pick] < 0, FIRST, SECOND), motion[pick])
+    return Blocks(
+        left[pick] // CELL,
+        top[pick] // CELL,
+        np.minimum(wide[pick] // CELL, 2),
+        np.minimum(high[pick] // CELL, 2),
+        np.where(records["source"][pick] < 0, FIRST, SECOND),
+        motion[pick],
+    )
 
 
 def grid_shape(height: int, width: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """From a frame's blocks and their references' distances to one motion a cell.
 
-A block's vector to a reference d frames away (d negative in the past) says that its content moves by motion / d a frame.
-Where both lists have a vector, the two are averaged, by confidence and by how well each predicts the block.
+A block's vector to a reference d frames away (d negative in the past) says that its content moves by motion / d a
+frame. Where both lists have a vector, the two are averaged, by confidence and by how well each predicts the block.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Cells:
 
 @dataclass
 class FrameMotion:
-    """One decoded frame with its cells; rank: its place in the order of presentation. Its vectors are dropped by then."""
+    """One decoded frame with its cells; rank: its place in the order of presentation. Its vectors are dropped by
+    then."""
 
     frame: DecodedFrame
     rank: int
@@ -42,15 +43,22 @@ class FrameMotion:
 
 def empty_cells(shape: tuple[int, int], validity: Validity) -> Cells:
     """[R, C] cells that all have the same reason for having no motion."""
-    return Cells(np.full((*shape, 2), np.nan, np.float32), np.full((*shape, 2), np.nan, np.float32),
-                 np.full(shape, validity, np.int8), np.zeros((2, *shape), np.int8), np.full(shape, np.nan, np.float32))
+    return Cells(
+        np.full((*shape, 2), np.nan, np.float32),
+        np.full((*shape, 2), np.nan, np.float32),
+        np.full(shape, validity, np.int8),
+        np.zeros((2, *shape), np.int8),
+        np.full(shape, np.nan, np.float32),
+    )
 
 
-def cells_of(blocks: Blocks, resolved: Resolved, height: int, width: int, seconds_to: Callable[[np.ndarray], np.ndarray]) -> Cells:
+def cells_of(
+    blocks: Blocks, resolved: Resolved, height: int, width: int, seconds_to: Callable[[np.ndarray], np.ndarray]
+) -> Cells:
     """Cells of a frame of height × width pixels. seconds_to: from distances [B] in frames to seconds, of the same sign.
 
-    A cell is INTER where a vector of known reference stays in the picture (the block's centre does), else OUT_OF_FRAME where
-    one leaves it, INVALID where no vector's reference is known, INTRA where there is no vector.
+    A cell is INTER where a vector of known reference stays in the picture (the block's centre does), else OUT_OF_FRAME
+    where one leaves it, INVALID where no vector's reference is known, INTRA where there is no vector.
     """
     cells = empty_cells(grid_shape(height, width), Validity.INTRA)
     if not len(blocks):
@@ -74,7 +82,8 @@ def cells_of(blocks: Blocks, resolved: Resolved, height: int, width: int, second
 
 
 def _weights(blocks: Blocks, resolved: Resolved, height: int, width: int) -> np.ndarray:
-    """[B] how much a vector counts beside the other list's; 0 where its reference is unknown or it leaves the picture."""
+    """[B] how much a vector counts beside the other list's; 0 where its reference is unknown or it leaves the
+    picture."""
     end = np.minimum(blocks.corner + CELL * np.stack([blocks.wide, blocks.high], axis=1), (width, height))
     source = (blocks.corner + end) / 2 + blocks.motion  # the middle of the block's visible part
     inside = (source >= 0).all(axis=1) & (source < (width, height)).all(axis=1)

@@ -1,8 +1,8 @@
 """Scene cuts: where motion from before means nothing.
 
 With the pictures at hand, a frame begins a scene where its thumbnail differs from the one before by much more than
-thumbnails nearby do. From vectors alone, it is a P- or B-frame most of which is coded intra; a cut at an I-frame is then
-not seen.
+thumbnails nearby do. From vectors alone, it is a P- or B-frame most of which is coded intra; a cut at an I-frame is
+then not seen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def thumbnail(luma: np.ndarray) -> np.ndarray:
 
 
 def cuts_in_pictures(thumbnails: list[np.ndarray | None]) -> np.ndarray:
-    """[T] bool: a scene's first frames, the clip's first not counted. None: a frame without a picture, which is no cut."""
+    """[T] bool: a scene's first frames, the clip's first not counted. None: a frame without a picture, which is no
+    cut."""
     changes = np.zeros(len(thumbnails))
     before = None
     for n, image in enumerate(thumbnails):
@@ -32,7 +33,7 @@ def cuts_in_pictures(thumbnails: list[np.ndarray | None]) -> np.ndarray:
         before = image if image is not None else before
     found = np.zeros(len(thumbnails), bool)
     for n in np.flatnonzero(changes > LEAST_CHANGE):
-        nearby = np.r_[changes[max(n - NEARBY, 1):n], changes[n + 1:n + 1 + NEARBY]]
+        nearby = np.r_[changes[max(n - NEARBY, 1) : n], changes[n + 1 : n + 1 + NEARBY]]
         found[n] = changes[n] > TIMES_NEARBY * np.median(nearby) if len(nearby) else True
     return found
 

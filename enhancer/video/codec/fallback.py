@@ -1,8 +1,8 @@
 """Vectors for codecs whose decoders export none (HEVC, VP8, VP9, AV1) and for MPEG-4's B-frames.
 
-They are made from the decoded pictures, not read from the file, and every frame that has them says so (Origin). Two ways:
-a fast H.264 encoding in memory, whose vectors are read back, and FFmpeg's block matching filter. docs/codec.md has the
-figures by which the first is the default.
+They are made from the decoded pictures, not read from the file, and every frame that has them says so (Origin). Two
+ways: a fast H.264 encoding in memory, whose vectors are read back, and FFmpeg's block matching filter. docs/codec.md
+has the figures by which the first is the default.
 """
 
 from __future__ import annotations
@@ -21,14 +21,22 @@ from vdm_priors.errors import UserError
 MACROBLOCK = 16
 # One reference and no B-frames: every vector is of the frame before. One thread and no macroblock tree: the same
 # vectors each time.
-ENCODER = {"preset": "superfast", "partitions": "p8x8", "subme": "4", "crf": "18", "bf": "0", "refs": "1", "threads": "1",
-           "x264-params": "mbtree=0:rc-lookahead=0:sync-lookahead=0:weightp=0:keyint=infinite"}
+ENCODER = {
+    "preset": "superfast",
+    "partitions": "p8x8",
+    "subme": "4",
+    "crf": "18",
+    "bf": "0",
+    "refs": "1",
+    "threads": "1",
+    "x264-params": "mbtree=0:rc-lookahead=0:sync-lookahead=0:weightp=0:keyint=infinite",
+}
 RATE = Fraction(25)  # nominal: the vectors do not depend on it
 
 
 def reencoded(lumas: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
-    """For each picture, uint8 [H, W] of one size, the VECTOR records of an H.264 encoding; None where it has none (a first
-    picture, a scene cut)."""
+    """For each picture, uint8 [H, W] of one size, the VECTOR records of an H.264 encoding; None where it has none (a
+    first picture, a scene cut)."""
     encoder = decoder = None
     for number, luma in enumerate(lumas):
         padded = _padded(luma)
@@ -41,7 +49,8 @@ def reencoded(lumas: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
 
 
 def mestimated(lumas: Iterable[np.ndarray]) -> Iterator[np.ndarray | None]:
-    """For each picture, uint8 [H, W] of one size, the VECTOR records of block matching with the pictures before and after.
+    """For each picture, uint8 [H, W] of one size, the VECTOR records of block matching with the pictures before and
+    after.
 
     The filter's vectors are of whole pixels, and lie in src − dst: its motion fields are never initialised.
     """
@@ -67,7 +76,9 @@ WAYS = {"reencode": reencoded, "mestimate": mestimated}
 def way(name: str):
     """The fallback of that name. UserError naming the known ones."""
     if name not in WAYS:
-        raise UserError(f"fallback is {name!r}: choose {' or '.join(map(repr, WAYS))}, or 'none' to leave such frames unavailable.")
+        raise UserError(
+            f"fallback is {name!r}: choose {' or '.join(map(repr, WAYS))}, or 'none' to leave such frames unavailable."
+        )
     return WAYS[name]
 
 

@@ -2,8 +2,9 @@
 
 Legend: T frames in the order of presentation, R rows and C columns of cells; 2 is (x, y) to the right and down.
 
-Signs and units: the displacement of a cell is where its content goes, in pixels as stored (not those of anamorphic display),
-a frame: content seen at p in frame t is near p + displacement in frame t + 1 and near p − displacement in frame t − 1.
+Signs and units: the displacement of a cell is where its content goes, in pixels as stored (not those of anamorphic
+display), a frame: content seen at p in frame t is near p + displacement in frame t + 1 and near p − displacement in
+frame t − 1.
 """
 
 from __future__ import annotations
@@ -92,13 +93,31 @@ class MotionField:
     def grid(self) -> TokenGrid:
         """The cells as a TokenGrid in the normalised frame, valid where the motion is."""
         height, width = self.size
-        return TokenGrid(frame_spans(self.times.tolist(), self.duration), torch.from_numpy(self.row_edges / height),
-                         torch.from_numpy(self.column_edges / width), torch.from_numpy(self.valid))
+        return TokenGrid(
+            frame_spans(self.times.tolist(), self.duration),
+            torch.from_numpy(self.row_edges / height),
+            torch.from_numpy(self.column_edges / width),
+            torch.from_numpy(self.valid),
+        )
 
     def tobytes(self) -> bytes:
         """All numbers, for comparing two readings of a file bit for bit."""
-        arrays = [self.times, self.displacement, self.velocity, self.validity, self.origin, self.reference, self.confidence,
-                  self.kinds, self.keys, self.groups, self.cuts, self.packet_bytes, self.row_edges, self.column_edges]
+        arrays = [
+            self.times,
+            self.displacement,
+            self.velocity,
+            self.validity,
+            self.origin,
+            self.reference,
+            self.confidence,
+            self.kinds,
+            self.keys,
+            self.groups,
+            self.cuts,
+            self.packet_bytes,
+            self.row_edges,
+            self.column_edges,
+        ]
         return b"".join(np.ascontiguousarray(a).tobytes() for a in arrays + ([] if self.qp is None else [self.qp]))
 
 

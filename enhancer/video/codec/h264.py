@@ -1,4 +1,5 @@
-"""What H.264 says of its reference pictures in clear: headers only, no entropy decoding (ITU-T H.264, 7.3.1 and 7.3.2.1)."""
+"""What H.264 says of its reference pictures in clear: headers only, no entropy decoding (ITU-T H.264, 7.3.1 and
+7.3.2.1)."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class SequenceHeader:
 class Headers:
     """Reads NAL units of one stream, in either form: length-prefixed (mp4, matroska) or with start codes.
 
-    extradata: the stream's, from which the form and the first sequence header are taken. sequence: the last header seen,
-    or None while there was none that could be read.
+    extradata: the stream's, from which the form and the first sequence header are taken. sequence: the last header
+    seen, or None while there was none that could be read.
     """
 
     def __init__(self, extradata: bytes | None) -> None:
@@ -34,8 +35,8 @@ class Headers:
         if self._length_bytes:
             count, at = data[5] & 31, 6
             for _ in range(count):
-                size = int.from_bytes(data[at:at + 2], "big")
-                self._note(data[at + 2:at + 2 + size])
+                size = int.from_bytes(data[at : at + 2], "big")
+                self._note(data[at + 2 : at + 2 + size])
                 at += 2 + size
         else:
             for unit in _with_start_codes(data):
@@ -57,11 +58,11 @@ class Headers:
             return
         at = 0
         while at + self._length_bytes < len(packet):
-            size = int.from_bytes(packet[at:at + self._length_bytes], "big")
+            size = int.from_bytes(packet[at : at + self._length_bytes], "big")
             at += self._length_bytes
             if size == 0 or at + size > len(packet):
                 return
-            yield packet[at:at + min(size, HEADER_BYTES)]
+            yield packet[at : at + min(size, HEADER_BYTES)]
             at += size
 
     def _note(self, unit: bytes) -> None:
@@ -145,6 +146,6 @@ def _with_start_codes(data: bytes) -> Iterator[bytes]:
     while at >= 0:
         begin = at + 3
         at = data.find(b"\0\0\1", begin)
-        unit = data[begin:min(begin + HEADER_BYTES, len(data) if at < 0 else at)]
+        unit = data[begin : min(begin + HEADER_BYTES, len(data) if at < 0 else at)]
         if unit:
             yield unit

@@ -6,8 +6,6 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from enhancer.video.codec.blocks import Blocks, blocks_of, grid_shape
 from enhancer.video.codec.cells import Cells, FrameMotion, cells_of, empty_cells
 from enhancer.video.codec.field import Origin, Validity
@@ -22,7 +20,8 @@ Ranked = tuple[DecodedFrame, int]  # a frame and its place in the order of prese
 
 
 def native_motion(index: StreamIndex, frames: Iterable[DecodedFrame], match: bool) -> list[FrameMotion]:
-    """Motion of one segment's frames, in the order of presentation. match: find H.264's references by their pictures."""
+    """Motion of one segment's frames, in the order of presentation. match: find H.264's references by their
+    pictures."""
     resolve = _by_frame_types if index.codec in ANCHORED else _by_matching if match else _by_assumption
     found = []
     for (frame, rank), blocks, resolved in resolve(index, ranked(index, frames)):
@@ -39,8 +38,9 @@ def ranked(index: StreamIndex, frames: Iterable[DecodedFrame]) -> Iterator[Ranke
         yield frame, count if ranks is None else int(ranks[frame.ordinal])
 
 
-def motion_cells(index: StreamIndex, frame: DecodedFrame, rank: int, blocks: Blocks, resolved: Resolved,
-                 native: bool = True) -> Cells:
+def motion_cells(
+    index: StreamIndex, frame: DecodedFrame, rank: int, blocks: Blocks, resolved: Resolved, native: bool = True
+) -> Cells:
     """Cells of a frame on the stream's grid; none has a motion where the frame is damaged or of another size."""
     shape = grid_shape(index.height, index.width)
     if (frame.height, frame.width) != (index.height, index.width):
@@ -72,12 +72,16 @@ def _anchored(found: Ranked, past: int | None, future: int | None) -> tuple[Bloc
 
 
 def _by_matching(index: StreamIndex, frames: Iterator[Ranked]) -> Iterator[tuple[Ranked, Blocks, Resolved]]:
-    """In decoding order, with the pictures that a decoder would keep for reference (H.264's sliding window, 8.2.5.3)."""
+    """In decoding order, with the pictures that a decoder would keep for reference (H.264's sliding window,
+    8.2.5.3)."""
     kept: deque[tuple[int, Planes]] = deque(maxlen=max(index.most_references, 1))
     for frame, rank in _as_decoded(frames):
         blocks, size = blocks_of(frame), (frame.height, frame.width)
-        candidates = {at - rank: planes for at, planes in kept
-                      if 0 < abs(at - rank) <= FARTHEST and (planes.height, planes.width) == size}
+        candidates = {
+            at - rank: planes
+            for at, planes in kept
+            if 0 < abs(at - rank) <= FARTHEST and (planes.height, planes.width) == size
+        }
         yield (frame, rank), blocks, matched(blocks, frame.luma, candidates)
         if index.referable[frame.ordinal]:
             kept.append((rank, Planes(frame.luma, *size)))

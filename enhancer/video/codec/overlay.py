@@ -13,8 +13,12 @@ import numpy as np
 from enhancer.video.codec.field import MotionField, Origin, Validity
 from enhancer.video.codec.pictures import pictures_of
 
-TINTS = {Validity.INTRA: (255, 150, 0), Validity.OUT_OF_FRAME: (255, 0, 255), Validity.INVALID: (255, 0, 0),
-         Validity.UNAVAILABLE: (110, 110, 110)}  # RGB
+TINTS = {
+    Validity.INTRA: (255, 150, 0),
+    Validity.OUT_OF_FRAME: (255, 0, 255),
+    Validity.INVALID: (255, 0, 0),
+    Validity.UNAVAILABLE: (110, 110, 110),
+}  # RGB
 KIND_COLOURS = {"I": "#d95f02", "P": "#1b9e77", "B": "#7570b3", "S": "#666666"}
 ARROWS = 40  # along the longer side, at most
 LEAST_SHOWN = 2.0  # drawn pixels; shorter arrows are left out
@@ -24,7 +28,8 @@ ARROW_REACH = 0.9  # spacings that the fast arrows (90th percentile) are long
 
 
 def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | None = None) -> np.ndarray:
-    """uint8 [H', W', 3]: the frame, larger where small, with arrows `frames` frames of motion long (None: as fits) and tints."""
+    """uint8 [H', W', 3]: the frame, larger where small, with arrows `frames` frames of motion long (None: as fits) and
+    tints."""
     factor = max(1, -(-SHORTER_SIDE // min(picture.shape[:2])))
     image = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     image = (image * 0.65 + 40).astype(np.uint8)
@@ -37,12 +42,19 @@ def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | Non
     rows, columns = field.validity.shape[1:]
     for top in range(0, rows, group):
         for left in range(0, columns, group):
-            cells = field.displacement[row, top:top + group, left:left + group].reshape(-1, 2)
+            cells = field.displacement[row, top : top + group, left : left + group].reshape(-1, 2)
             cells = cells[~np.isnan(cells[:, 0])]
             motion = np.median(cells, axis=0) if len(cells) else np.zeros(2)
             if np.hypot(*motion) * frames * factor >= LEAST_SHOWN:
-                middle = np.array([field.column_edges[left] + field.column_edges[min(left + group, columns)],
-                                   field.row_edges[top] + field.row_edges[min(top + group, rows)]]) / 2
+                middle = (
+                    np.array(
+                        [
+                            field.column_edges[left] + field.column_edges[min(left + group, columns)],
+                            field.row_edges[top] + field.row_edges[min(top + group, rows)],
+                        ]
+                    )
+                    / 2
+                )
                 _arrow(image, middle * factor, motion * frames * factor)
     return image
 
@@ -76,15 +88,26 @@ def write_sheet(field: MotionField, path: Path) -> None:
     figure = Figure(figsize=(13, 13 / columns * lines * height / width + 4.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[13 / columns * lines * height / width + 0.3, 4.1])
     frames = arrow_frames(field, max(1, -(-max(field.validity.shape[1:]) // ARROWS)))
-    for axis, (row, picture) in zip(np.ravel(above.subplots(lines, columns, squeeze=False)), pictures.items(), strict=False):
+    for axis, (row, picture) in zip(
+        np.ravel(above.subplots(lines, columns, squeeze=False)), pictures.items(), strict=False
+    ):
         axis.imshow(drawn(picture, field, row, frames))
-        axis.set_title(f"{field.times[row]:.2f} s  {field.kinds[row]}-frame  {100 * field.valid[row].mean():.0f}% valid"
-                       f"  {Origin(int(field.origin[row])).name.lower()}", fontsize=9)
+        axis.set_title(
+            f"{field.times[row]:.2f} s  {field.kinds[row]}-frame  {100 * field.valid[row].mean():.0f}% valid"
+            f"  {Origin(int(field.origin[row])).name.lower()}",
+            fontsize=9,
+        )
     for axis in above.axes:
         axis.set_axis_off()
-    legend = "   ".join(f"{name}: {kind.name.lower().replace('_', ' ')}" for name, kind in
-                        (("orange", Validity.INTRA), ("magenta", Validity.OUT_OF_FRAME), ("red", Validity.INVALID),
-                         ("grey", Validity.UNAVAILABLE)))
+    legend = "   ".join(
+        f"{name}: {kind.name.lower().replace('_', ' ')}"
+        for name, kind in (
+            ("orange", Validity.INTRA),
+            ("magenta", Validity.OUT_OF_FRAME),
+            ("red", Validity.INVALID),
+            ("grey", Validity.UNAVAILABLE),
+        )
+    )
     below.suptitle(f"arrows: {frames:.1f} frames of motion, hue = direction      {legend}", fontsize=9)
     _draw_timeline(field, below)
     figure.savefig(path, dpi=110)
@@ -104,13 +127,21 @@ def _draw_timeline(field: MotionField, figure) -> None:
     for kind, colour in KIND_COLOURS.items():
         of_kind = field.kinds == kind
         if of_kind.any():
-            packets.bar(field.times[of_kind], field.packet_bytes[of_kind] / 1000, width[of_kind], color=colour, align="edge",
-                        label=f"{kind} ({of_kind.sum()})")
+            packets.bar(
+                field.times[of_kind],
+                field.packet_bytes[of_kind] / 1000,
+                width[of_kind],
+                color=colour,
+                align="edge",
+                label=f"{kind} ({of_kind.sum()})",
+            )
     for time in field.times[field.keys]:
         packets.axvline(time, color="black", linewidth=0.8)
     packets.set_yscale("log")
     packets.set_ylabel("packet, kB")
-    packets.legend(fontsize=8, ncols=5, loc="upper right", title="black line: group of pictures begins", title_fontsize=8)
+    packets.legend(
+        fontsize=8, ncols=5, loc="upper right", title="black line: group of pictures begins", title_fontsize=8
+    )
     with np.errstate(all="ignore"):
         means = np.array([np.nanmean(m) if np.isfinite(m).any() else np.nan for m in field.magnitude])
     speed.plot(field.times, means, color="black", linewidth=1, label="mean speed of valid cells")
@@ -135,7 +166,7 @@ def write_video(field: MotionField, path: Path) -> None:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         for row, picture in pictures_of(field):
             image = drawn(picture, field, row, frames)
-            image = image[:image.shape[0] // 2 * 2, :image.shape[1] // 2 * 2]  # H.264's colours need even sides
+            image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]  # H.264's colours need even sides
             if not stream.codec_context.is_open:
                 stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))

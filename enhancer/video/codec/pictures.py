@@ -33,14 +33,16 @@ def pictures_of(field: MotionField, threads: int = 1) -> Iterator[tuple[int, np.
 
 
 def key_frames(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
-    """Seconds after the first packet's time, and upright RGB pictures uint8 [H, W, 3], of the key frames; nothing else is
-    decoded: other packets never reach the decoder, as some decoders (VP9) ignore being told to skip.
+    """Seconds after the first packet's time, and upright RGB pictures uint8 [H, W, 3], of the key frames; nothing else
+    is decoded: other packets never reach the decoder, as some decoders (VP9) ignore being told to skip.
 
     Raises ClipError where the file cannot be read; a key frame that does not decode is left out.
     """
     with open_video(regular_file(path)) as (container, stream):
         context, converter, first = stream.codec_context, VideoReformatter(), None
-        context.thread_type = "SLICE"  # frame threads would hold frames back, and flushing them costs more than it saves
+        context.thread_type = (
+            "SLICE"  # frame threads would hold frames back, and flushing them costs more than it saves
+        )
         for _, packet in picture_packets(container, stream):
             first = packet.pts if first is None or packet.pts is not None and packet.pts < first else first
             if not packet.is_keyframe:

@@ -1,9 +1,14 @@
-"""read_motion: a video file to a MotionField, by the stream's own vectors where they exist and by a labelled fallback else."""
+"""read_motion: a video file to a MotionField, by the stream's own vectors where they exist and by a labelled fallback
+else."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +28,26 @@ REFERENCES = ("match", "assume")
 ORIGINS = {"reencode": Origin.REENCODED, "mestimate": Origin.MESTIMATE}
 
 
-def read_motion(path: str | os.PathLike, start: float = 0.0, end: float | None = None, *, references: str = "match",
-                fallback: str = "reencode", qp: bool = False, workers: int | None = None) -> MotionField:
+def read_motion(
+    path: str | os.PathLike,
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    references: str = "match",
+    fallback: str = "reencode",
+    qp: bool = False,
+    workers: int | None = None,
+) -> MotionField:
     """The motion of the frames shown in [start, end) seconds after the file's first frame.
 
-    references: how H.264's distances to reference pictures are found: "match" predicts blocks from the decoded candidates;
-    "assume" takes 1, which costs least and is wrong for half of the moving cells of x264's defaults (docs/codec.md).
-    fallback: for frames whose decoder exports no vectors: "reencode", "mestimate", or "none". qp: take the macroblocks'
-    quantisers along. workers: threads; None for all cores.
+    references: how H.264's distances to reference pictures are found: "match" predicts blocks from the decoded
+    candidates; "assume" takes 1, which costs least and is wrong for half of the moving cells of x264's defaults
+    (docs/codec.md). fallback: for frames whose decoder exports no vectors: "reencode", "mestimate", or "none". qp: take
+    the macroblocks' quantisers along. workers: threads; None for all cores.
 
     Frames lie upright (rotation metadata applied), pixels are those stored. Frames that did not decode are rows without
-    motion. The same file gives the same bytes in every run. Raises ClipError naming the file where nothing can be read or
-    nothing is shown in that time, UserError for a wrong argument.
+    motion. The same file gives the same bytes in every run. Raises ClipError naming the file where nothing can be read
+    or nothing is shown in that time, UserError for a wrong argument.
     """
     if references not in REFERENCES:
         raise UserError(f"references is {references!r}: choose {' or '.join(map(repr, REFERENCES))}.")
@@ -45,7 +58,9 @@ def read_motion(path: str | os.PathLike, start: float = 0.0, end: float | None =
     workers = workers or len(os.sched_getaffinity(0))
     segments = index.between(start, end)
     if not segments:
-        raise ClipError(f"{path}: lasts {index.duration:.2f} s, and nothing of it is shown from {start:g} s to {end} s. Lower start.")
+        raise ClipError(
+            f"{path}: lasts {index.duration:.2f} s, and nothing of it is shown from {start:g} s to {end} s. Lower start."
+        )
     lacking = not index.native or index.codec in ZERO_B_VECTORS and index.reordered
     match = index.codec == "h264" and (references == "match" or index.most_references == 1)  # one: nothing to look for
     if lacking and make is not None:
@@ -59,8 +74,39 @@ def read_motion(path: str | os.PathLike, start: float = 0.0, end: float | None =
     return assembled(index, motions, start, end, "match" if match else references)
 
 
-def _with_fallback(index: StreamIndex, segments: list[Segment], qp: bool, make: Callable, origin: Origin,
-                   workers: int) -> tuple[StreamIndex, list[FrameMotion]]:
+def read_motions(
+    paths: Iterable[str | os.PathLike],
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    workers: int | None = None,
+    **how: Any,
+) -> Iterator[tuple[Path, MotionField | ClipError]]:
+    """`read_motion` of several files at once, a thread each, in the order given; `how` are its other arguments.
+
+    A file that cannot be read gives its ClipError. Only as many fields are held as there are workers (None: all cores).
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+
+    def read(path: str | os.PathLike) -> tuple[Path, MotionField | ClipError]:
+        try:
+            return Path(path), read_motion(path, start, end, workers=1, **how)
+        except ClipError as error:
+            return Path(path), error
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future] = deque()
+        for path in paths:
+            waiting.append(pool.submit(read, path))
+            if len(waiting) >= workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _with_fallback(
+    index: StreamIndex, segments: list[Segment], qp: bool, make: Callable, origin: Origin, workers: int
+) -> tuple[StreamIndex, list[FrameMotion]]:
     """All frames in order through the fallback; a native stream keeps its own vectors in all but its B-frames."""
     frames: list[DecodedFrame] = []
     seen: list[int] = []  # places in `frames` of those that the fallback takes
@@ -79,7 +125,9 @@ def _with_fallback(index: StreamIndex, segments: list[Segment], qp: bool, make: 
     if not index.native:
         index = index.of_frames(frames)
     ranks = [rank for _, rank in ranked(index, frames)]
-    motions = {m.rank: m for m in (native_motion(index, frames, match=False) if index.native else _unavailable(index, frames))}
+    motions = {
+        m.rank: m for m in (native_motion(index, frames, match=False) if index.native else _unavailable(index, frames))
+    }
     for n, records in enumerate(made):
         frame, rank = frames[seen[n]], ranks[seen[n]]
         if index.native and frame.kind != "B":
@@ -89,11 +137,14 @@ def _with_fallback(index: StreamIndex, segments: list[Segment], qp: bool, make: 
         blocks = blocks_of(frame)
         frame.vectors = None
         motions[rank] = FrameMotion(
-            frame, rank, motion_cells(index, frame, rank, blocks, anchored(blocks, past, future), native=False), origin)
+            frame, rank, motion_cells(index, frame, rank, blocks, anchored(blocks, past, future), native=False), origin
+        )
     return index, [motions[rank] for rank in sorted(motions)]
 
 
-def _without_vectors(index: StreamIndex, segments: list[Segment], qp: bool, workers: int) -> tuple[StreamIndex, list[FrameMotion]]:
+def _without_vectors(
+    index: StreamIndex, segments: list[Segment], qp: bool, workers: int
+) -> tuple[StreamIndex, list[FrameMotion]]:
     decoded = over_segments(index, segments, Wanted(vectors=False, qp=qp), list, workers)
     frames = [frame for part in decoded for frame in part if frame.inside]
     index = index.of_frames(frames)
@@ -102,4 +153,7 @@ def _without_vectors(index: StreamIndex, segments: list[Segment], qp: bool, work
 
 def _unavailable(index: StreamIndex, frames: list[DecodedFrame]) -> list[FrameMotion]:
     shape = grid_shape(index.height, index.width)
-    return [FrameMotion(frame, rank, empty_cells(shape, Validity.UNAVAILABLE), Origin.NONE) for frame, rank in ranked(index, frames)]
+    return [
+        FrameMotion(frame, rank, empty_cells(shape, Validity.UNAVAILABLE), Origin.NONE)
+        for frame, rank in ranked(index, frames)
+    ]

@@ -1,12 +1,12 @@
 """How far away the picture is that a vector refers to, which the export does not say.
 
 MPEG-1, MPEG-2, MPEG-4 part 2 and H.263: P refers to the last I or P, B to the two around it, so the frame types tell.
-H.264 has up to 16 candidates. Headers say which pictures may be referred to and how many are kept; among those, the block
-is matched: predicted from each candidate with the standard's own interpolation (ITU-T H.264, 8.4.2.2.1), and the candidate
-with the least absolute difference is taken. Where only one candidate is left, nothing is matched.
+H.264 has up to 16 candidates. Headers say which pictures may be referred to and how many are kept; among those, the
+block is matched: predicted from each candidate with the standard's own interpolation (ITU-T H.264, 8.4.2.2.1), and the
+candidate with the least absolute difference is taken. Where only one candidate is left, nothing is matched.
 
-FFmpeg exports a zero vector for a list that one partition of a bidirectional macroblock does not use. Such a block is found
-by its partner in the other list, and dropped.
+FFmpeg exports a zero vector for a list that one partition of a bidirectional macroblock does not use. Such a block is
+found by its partner in the other list, and dropped.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ NOISE = 1.0  # grey levels: differences of this size between candidates mean not
 UNUSED = 1.25  # times its partner's difference: a zero vector that predicts so much worse is that of an unused list
 _G, _B, _H, _J = range(4)  # samples at whole pixels, half right, half down, half both
 # Quarter positions as the mean of two samples, (plane, right, down) each; 8.4.2.2.1, figure 8-4. [y quarter][x quarter]
-_QUARTERS = np.array([
-    [[(_G, 0, 0), (_G, 0, 0)], [(_G, 0, 0), (_B, 0, 0)], [(_B, 0, 0), (_B, 0, 0)], [(_B, 0, 0), (_G, 1, 0)]],
-    [[(_G, 0, 0), (_H, 0, 0)], [(_B, 0, 0), (_H, 0, 0)], [(_B, 0, 0), (_J, 0, 0)], [(_B, 0, 0), (_H, 1, 0)]],
-    [[(_H, 0, 0), (_H, 0, 0)], [(_H, 0, 0), (_J, 0, 0)], [(_J, 0, 0), (_J, 0, 0)], [(_J, 0, 0), (_H, 1, 0)]],
-    [[(_H, 0, 0), (_G, 0, 1)], [(_H, 0, 0), (_B, 0, 1)], [(_J, 0, 0), (_B, 0, 1)], [(_H, 1, 0), (_B, 0, 1)]]])
+_QUARTERS = np.array(
+    [
+        [[(_G, 0, 0), (_G, 0, 0)], [(_G, 0, 0), (_B, 0, 0)], [(_B, 0, 0), (_B, 0, 0)], [(_B, 0, 0), (_G, 1, 0)]],
+        [[(_G, 0, 0), (_H, 0, 0)], [(_B, 0, 0), (_H, 0, 0)], [(_B, 0, 0), (_J, 0, 0)], [(_B, 0, 0), (_H, 1, 0)]],
+        [[(_H, 0, 0), (_H, 0, 0)], [(_H, 0, 0), (_J, 0, 0)], [(_J, 0, 0), (_J, 0, 0)], [(_J, 0, 0), (_H, 1, 0)]],
+        [[(_H, 0, 0), (_G, 0, 1)], [(_H, 0, 0), (_B, 0, 1)], [(_J, 0, 0), (_B, 0, 1)], [(_H, 1, 0), (_B, 0, 1)]],
+    ]
+)
 _BORDER = 4  # pixels; the six taps' results are all the edge's from there on
 _TAPS = np.array([1, -5, 20, 20, -5, 1], np.float32)
 
 
 @dataclass
 class Resolved:
-    """distance [B] int: frames from the block's frame to its reference, negative in the past, 0 where the list is not used;
+    """distance [B] int: frames from the block's frame to its reference, negative in the past, 0 where the list is not
+    used;
     confidence [B] float32 0..1, 1 where it is known without matching, NaN where it is only assumed;
     difference [B] float32: of the block and its prediction, mean absolute grey levels, 0 where it was not looked at."""
 
@@ -51,18 +55,19 @@ def assumed(blocks: Blocks) -> Resolved:
 
 
 def anchored(blocks: Blocks, past: int | None, future: int | None) -> Resolved:
-    """Distances to the anchors (I or P) before and after this frame, as frame types tell them; None: there is no such."""
+    """Distances to the anchors (I or P) before and after this frame, as frame types tell them; None: there is no
+    such."""
     distance = np.where(blocks.list == FIRST, past or 0, future or 0)
     return Resolved(distance, (distance != 0).astype(np.float32), np.zeros(len(blocks), np.float32))
 
 
 def matched(blocks: Blocks, luma: np.ndarray | None, candidates: dict[int, Planes]) -> Resolved:
-    """The nearest best match among candidates (by distance in frames, not 0); luma uint8 [H, W] of the blocks' frame, or
-    None where there is at most one candidate.
+    """The nearest best match among candidates (by distance in frames, not 0); luma uint8 [H, W] of the blocks' frame,
+    or None where there is at most one candidate.
 
     The first list looks into the past and the second into the future, or where there is nothing, the other way.
-    Confidence: (s₂ − s₁) / (s₂ + 1 grey level) of the least and second least mean absolute difference; 1 for a vector of
-    length 0, whose displacement is 0 at any distance.
+    Confidence: (s₂ − s₁) / (s₂ + 1 grey level) of the least and second least mean absolute difference; 1 for a vector
+    of length 0, whose displacement is 0 at any distance.
     """
     distance, confidence = np.zeros(len(blocks), int), np.zeros(len(blocks), np.float32)
     difference = np.zeros(len(blocks), np.float32)
@@ -104,9 +109,12 @@ class Planes:
     @cached_property
     def _samples(self) -> np.ndarray:
         """Four planes with a border, flattened."""
+
         def filtered(image: np.ndarray, vertical: bool) -> np.ndarray:
             kernel = _TAPS[:, None] if vertical else _TAPS[None]
-            return cv2.filter2D(image, cv2.CV_32F, kernel, anchor=(0, 2) if vertical else (2, 0), borderType=cv2.BORDER_REPLICATE)
+            return cv2.filter2D(
+                image, cv2.CV_32F, kernel, anchor=(0, 2) if vertical else (2, 0), borderType=cv2.BORDER_REPLICATE
+            )
 
         def rounded(sums: np.ndarray, shift: int) -> np.ndarray:
             return np.clip(np.floor((sums + (1 << shift - 1)) / (1 << shift)), 0, 255).astype(np.uint8)
@@ -114,11 +122,18 @@ class Planes:
         # beyond the picture its edge goes on: with so much of it, clamped places are exact
         luma = cv2.copyMakeBorder(self._luma, *[_BORDER] * 4, cv2.BORDER_REPLICATE)
         right = filtered(luma, vertical=False)
-        return np.stack([luma, rounded(right, 5), rounded(filtered(luma, vertical=True), 5),
-                         rounded(filtered(right, vertical=True), 10)]).reshape(-1)
+        return np.stack(
+            [
+                luma,
+                rounded(right, 5),
+                rounded(filtered(luma, vertical=True), 5),
+                rounded(filtered(right, vertical=True), 10),
+            ]
+        ).reshape(-1)
 
     def predict(self, corner: np.ndarray, motion: np.ndarray, height: int, width: int) -> np.ndarray:
-        """Blocks [N, height, width] uint8 at corner + motion; corner [N, 2] and motion [N, 2] px, in quarters of a pixel.
+        """Blocks [N, height, width] uint8 at corner + motion; corner [N, 2] and motion [N, 2] px, in quarters of a
+        pixel.
 
         Beyond the edge the picture goes on as its edge, as in the standard.
         """

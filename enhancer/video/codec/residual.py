@@ -19,8 +19,8 @@ from enhancer.video.codec.pictures import pictures_of
 
 @dataclass
 class PredictionError:
-    """Of one frame: rgb int16 [H, W, 3] signed, 0 where not known; known [H, W] bool; energy [R, C] float32: mean square over
-    pixels and colours, NaN where the cell has no motion."""
+    """Of one frame: rgb int16 [H, W, 3] signed, 0 where not known; known [H, W] bool; energy [R, C] float32: mean
+    square over pixels and colours, NaN where the cell has no motion."""
 
     frame: int
     time: float
@@ -30,8 +30,8 @@ class PredictionError:
 
 
 def prediction_errors(field: MotionField, workers: int | None = None) -> Iterator[PredictionError]:
-    """One for each decoded row of the field, in order; its file is decoded again. Only frames within reach of the field's
-    references are held."""
+    """One for each decoded row of the field, in order; its file is decoded again. Only frames within reach of the
+    field's references are held."""
     reach = int(np.abs(field.reference).max())
     held: OrderedDict[int, np.ndarray] = OrderedDict()
     waiting: list[int] = []
@@ -80,6 +80,9 @@ def _error(field: MotionField, row: int, pictures: dict[int, np.ndarray]) -> Pre
     rgb = np.where(known[..., None], np.rint(pictures[row] - predicted), 0).astype(np.int16)
     squares = np.square(rgb.astype(np.float32)).mean(axis=2)
     starts = np.cumsum(rows) - rows, np.cumsum(columns) - columns
-    sums, counts = (np.add.reduceat(np.add.reduceat(v, starts[0], axis=0), starts[1], axis=1) for v in (squares * known, known.astype(np.float32)))
+    sums, counts = (
+        np.add.reduceat(np.add.reduceat(v, starts[0], axis=0), starts[1], axis=1)
+        for v in (squares * known, known.astype(np.float32))
+    )
     energy = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
     return PredictionError(row, float(field.times[row]), rgb, known, energy)

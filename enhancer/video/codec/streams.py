@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from enhancer.video.codec.vectors import DecodedFrame
 
 # Decoders of FFmpeg that export the stream's own vectors; the others return none, without an error.
-NATIVE = frozenset({"h264", "mpeg1video", "mpeg2video", "mpeg4", "h263", "h263p", "flv", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3",
-                    "msmpeg4", "wmv1", "wmv2", "rv10", "rv20"})
-ANCHORED = NATIVE - {"h264"}  # P refers to the last I or P, B to the two around it: distances follow from the frame types
-ZERO_B_VECTORS = frozenset({"mpeg4"})  # their B-frames' exported vectors are all zero, which is not what the stream says
+NATIVE = frozenset(
+    "h264 mpeg1video mpeg2video mpeg4 h263 h263p flv msmpeg4 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 rv10 rv20".split()
+)
+# P refers to the last I or P, B to the two around it: distances follow from the frame types
+ANCHORED = NATIVE - {"h264"}
+# The vectors exported of their B-frames are all zero, which is not what the stream says
+ZERO_B_VECTORS = frozenset({"mpeg4"})
 LONG_GAP = 60.0  # seconds between two frames: a time stamp's jump, not a frame rate
 RATE_IF_UNKNOWN = Fraction(25)
 LARGEST_FRAME = 16384 * 16384  # pixels; more is a damaged header
@@ -36,7 +39,7 @@ LARGEST_FRAME = 16384 * 16384  # pixels; more is a damaged header
 @dataclass(frozen=True)
 class Segment:
     """Packets [first, stop) that give the frames with pts in [start, end): a group of pictures, with those leading
-    pictures of the next that refer back into it. start, end None: no limit. """
+    pictures of the next that refer back into it. start, end None: no limit."""
 
     first: int
     stop: int
@@ -46,10 +49,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class StreamIndex:
-    """One video stream, P packets in decoding order. seconds [P] after the first frame (None where packets have no usable
-    times), pts [P] (the same), sizes [P] bytes, keys [P] bool; referable [P] bool and most_references: what H.264's headers
-    say of reference pictures (all and 16 where they say nothing); height, width in pixels as stored, before rotation;
-    reordered: frames are shown in another order than they are decoded."""
+    """One video stream, P packets in decoding order. seconds [P] after the first frame (None where packets have no
+    usable times), pts [P] (the same), sizes [P] bytes, keys [P] bool; referable [P] bool and most_references: what
+    H.264's headers say of reference pictures (all and 16 where they say nothing); height, width in pixels as stored,
+    before rotation; reordered: frames are shown in another order than they are decoded."""
 
     path: Path
     codec: str
@@ -95,13 +98,15 @@ class StreamIndex:
         return float(last) + self.last_duration
 
     def of_frames(self, frames: list[DecodedFrame]) -> StreamIndex:
-        """The index of those packets alone that gave these frames, which are renumbered: VP8 and others have packets that
-        show nothing, and distances are counted in frames shown."""
+        """The index of those packets alone that gave these frames, which are renumbered: VP8 and others have packets
+        that show nothing, and distances are counted in frames shown."""
         kept = np.array(sorted(frame.ordinal for frame in frames), int)
         for frame in frames:
             frame.ordinal = int(np.searchsorted(kept, frame.ordinal))
         parts = {name: getattr(self, name)[kept] for name in ("sizes", "keys", "referable")}
-        times = {name: None if getattr(self, name) is None else getattr(self, name)[kept] for name in ("seconds", "pts")}
+        times = {
+            name: None if getattr(self, name) is None else getattr(self, name)[kept] for name in ("seconds", "pts")
+        }
         return replace(self, **parts, **times)
 
     @property
@@ -114,7 +119,7 @@ class StreamIndex:
         if self.seconds is None:
             return list(self.segments)
         wanted = (self.seconds >= start) & (self.seconds < (np.inf if end is None else end))
-        return [s for s in self.segments if wanted[s.first:s.stop].any()]
+        return [s for s in self.segments if wanted[s.first : s.stop].any()]
 
 
 def index_stream(path: Path) -> StreamIndex:
@@ -122,18 +127,32 @@ def index_stream(path: Path) -> StreamIndex:
     with open_video(path) as (container, stream):
         context = stream.codec_context
         if context is None:
-            raise ClipError(f"{path}: its video has a codec that this FFmpeg cannot decode. Re-encode it (ffmpeg -i IN OUT.mp4).")
+            raise ClipError(
+                f"{path}: its video has a codec that this FFmpeg cannot decode. Re-encode it (ffmpeg -i IN OUT.mp4)."
+            )
         headers = Headers(context.extradata) if context.name == "h264" else None
-        packets = [(p.pts, p.size, p.is_keyframe, p.duration or 0, headers is None or headers.is_reference(bytes(p)))
-                   for _, p in picture_packets(container, stream)]
+        packets = [
+            (p.pts, p.size, p.is_keyframe, p.duration or 0, headers is None or headers.is_reference(bytes(p)))
+            for _, p in picture_packets(container, stream)
+        ]
         if not packets:
             raise ClipError(f"{path}: holds no coded picture: it is cut short or damaged. Copy it again.")
         height, width = stream.height, stream.width
         if height * width > LARGEST_FRAME:
-            raise ClipError(f"{path}: says that its frames have {width}×{height} pixels: its header is damaged. Copy it again.")
-        facts = dict(path=path, codec=_base_codec(context), profile=context.profile or "", container=container.format.name,
-                     height=height, width=width, rate=stream.average_rate or stream.guessed_rate or RATE_IF_UNKNOWN,
-                     pixel_aspect=stream.sample_aspect_ratio or Fraction(1), time_base=stream.time_base or Fraction(1, 1))
+            raise ClipError(
+                f"{path}: says that its frames have {width}×{height} pixels: its header is damaged. Copy it again."
+            )
+        facts = dict(
+            path=path,
+            codec=_base_codec(context),
+            profile=context.profile or "",
+            container=container.format.name,
+            height=height,
+            width=width,
+            rate=stream.average_rate or stream.guessed_rate or RATE_IF_UNKNOWN,
+            pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
+            time_base=stream.time_base or Fraction(1, 1),
+        )
         has_b_frames = bool(context.has_b_frames)
     stamps, sizes, keys, durations, referable = zip(*packets, strict=True)
     keys = np.array(keys, bool)
@@ -154,9 +173,18 @@ def index_stream(path: Path) -> StreamIndex:
     reordered = has_b_frames or pts is None or bool((np.diff(pts) < 0).any())
     last = durations[int(np.argmax(pts))] * facts["time_base"] if usable else 0
     return StreamIndex(
-        **facts, seconds=seconds, pts=pts, sizes=np.array(sizes, np.int64), keys=keys, last_duration=float(last or 1 / facts["rate"]),
-        referable=np.array(referable, bool), most_references=headers.sequence.max_references if headers and headers.sequence
-        else LARGEST_DPB, reordered=reordered, segments=segments, notes=tuple(notes))
+        **facts,
+        seconds=seconds,
+        pts=pts,
+        sizes=np.array(sizes, np.int64),
+        keys=keys,
+        last_duration=float(last or 1 / facts["rate"]),
+        referable=np.array(referable, bool),
+        most_references=headers.sequence.max_references if headers and headers.sequence else LARGEST_DPB,
+        reordered=reordered,
+        segments=segments,
+        notes=tuple(notes),
+    )
 
 
 def picture_packets(container, stream) -> Iterator[tuple[int, av.Packet]]:
@@ -169,7 +197,9 @@ def picture_packets(container, stream) -> Iterator[tuple[int, av.Packet]]:
 
 def _base_codec(context) -> str:
     """The codec's own name, not its decoder's (libdav1d is av1)."""
-    return {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}.get(context.name, context.name)
+    return {"libdav1d": "av1", "libaom-av1": "av1", "libvpx": "vp8", "libvpx-vp9": "vp9"}.get(
+        context.name, context.name
+    )
 
 
 def _segments(keys: np.ndarray, pts: np.ndarray) -> tuple[Segment, ...]:

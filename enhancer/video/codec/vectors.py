@@ -25,12 +25,39 @@ from enhancer.video.codec.cuts import thumbnail
 from enhancer.video.codec.streams import Segment, StreamIndex, picture_packets
 
 # AVMotionVector of libavutil/motion_vector.h; the offsets leave out its padding, which is never initialised
-VECTOR = np.dtype({
-    "names": ["source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "flags", "motion_x", "motion_y", "motion_scale"],
-    "formats": ["i4", "u1", "u1", "i2", "i2", "i2", "i2", "u8", "i4", "i4", "u2"],
-    "offsets": [0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32], "itemsize": 40})
+VECTOR = np.dtype(
+    {
+        "names": [
+            "source",
+            "w",
+            "h",
+            "src_x",
+            "src_y",
+            "dst_x",
+            "dst_y",
+            "flags",
+            "motion_x",
+            "motion_y",
+            "motion_scale",
+        ],
+        "formats": ["i4", "u1", "u1", "i2", "i2", "i2", "i2", "u8", "i4", "i4", "u2"],
+        "offsets": [0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32],
+        "itemsize": 40,
+    }
+)
 ENCODING_BLOCK = np.dtype([("x", "i4"), ("y", "i4"), ("w", "i4"), ("h", "i4"), ("delta", "i4")])  # AVVideoBlockParams
-EIGHT_BIT_LUMA = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv411p", "yuv410p", "gray", "nv12"}
+EIGHT_BIT_LUMA = {
+    "yuv420p",
+    "yuvj420p",
+    "yuv422p",
+    "yuvj422p",
+    "yuv444p",
+    "yuvj444p",
+    "yuv411p",
+    "yuv410p",
+    "gray",
+    "nv12",
+}
 KINDS = {1: "I", 2: "P", 3: "B", 4: "S", 5: "I", 6: "P", 7: "B"}  # AVPictureType; SI, SP, BI beside I, P, B
 
 Result = TypeVar("Result")
@@ -39,8 +66,9 @@ Result = TypeVar("Result")
 @dataclass
 class DecodedFrame:
     """One frame. ordinal: its packet's number; inside: it belongs to the segment, not to a neighbour whose pictures are
-    decoded along; kind: I, P, B, S or ?; vectors: VECTOR records or None (an I-frame has none); luma uint8 [H, W], rgb uint8 [H, W, 3] and
-    qp int16 [rows, columns of 16 px] where asked for, with luma a thumbnail for cuts; quarter_turns: upright = rot90(picture, quarter_turns)."""
+    decoded along; kind: I, P, B, S or ?; vectors: VECTOR records or None (an I-frame has none); luma uint8 [H, W], rgb
+    uint8 [H, W, 3] and qp int16 [rows, columns of 16 px] where asked for, with luma a thumbnail for cuts;
+    quarter_turns: upright = rot90(picture, quarter_turns)."""
 
     ordinal: int
     inside: bool
@@ -74,8 +102,13 @@ def read_vectors(index: StreamIndex, workers: int | None = None) -> list[Decoded
     return sorted((frame for part in parts for frame in part if frame.inside), key=lambda frame: frame.ordinal)
 
 
-def over_segments(index: StreamIndex, segments: list[Segment], wanted: Wanted,
-                  use: Callable[[Iterator[DecodedFrame]], Result], workers: int | None = None) -> list[Result]:
+def over_segments(
+    index: StreamIndex,
+    segments: list[Segment],
+    wanted: Wanted,
+    use: Callable[[Iterator[DecodedFrame]], Result],
+    workers: int | None = None,
+) -> list[Result]:
     """`use` of each segment's frames, in order; the segments are shared among threads, one decoder each.
 
     workers: threads; None takes the cores that this process may run on.
@@ -101,7 +134,9 @@ def _shares(index: StreamIndex, segments: list[Segment], workers: int) -> list[l
     return [share for share in shares if share]
 
 
-def in_order(index: StreamIndex, segments: list[Segment], wanted: Wanted, threads: int) -> Iterator[Iterator[DecodedFrame]]:
+def in_order(
+    index: StreamIndex, segments: list[Segment], wanted: Wanted, threads: int
+) -> Iterator[Iterator[DecodedFrame]]:
     """One iterator of frames a segment, by one decoder; each must be used up before the next is asked for."""
     with open_video(index.path) as (container, stream):
         context = stream.codec_context
@@ -141,15 +176,24 @@ def _prepare(context: av.VideoCodecContext, index: StreamIndex, wanted: Wanted, 
     context.thread_type = "FRAME" if exact_with_frame_threads else "SLICE"
 
 
-def _frames(context: av.VideoCodecContext, packets: list[tuple[int, av.Packet]], segment: Segment, index: StreamIndex,
-            wanted: Wanted) -> Iterator[DecodedFrame]:
+def _frames(
+    context: av.VideoCodecContext,
+    packets: list[tuple[int, av.Packet]],
+    segment: Segment,
+    index: StreamIndex,
+    wanted: Wanted,
+) -> Iterator[DecodedFrame]:
     """Decoded frames of one segment in the order of presentation."""
     converter = VideoReformatter()
     by_pts = {} if index.pts is None else {int(pts): n for n, pts in enumerate(index.pts)}
     for count, frame in enumerate(_decoded(context, packets)):
         ordinal = frame.opaque if isinstance(frame.opaque, int) else by_pts.get(frame.pts, count)
         pts = None if index.pts is None else index.pts[ordinal]
-        inside = pts is None or (segment.start is None or pts >= segment.start) and (segment.end is None or pts < segment.end)
+        inside = (
+            pts is None
+            or (segment.start is None or pts >= segment.start)
+            and (segment.end is None or pts < segment.end)
+        )
         yield _taken(frame, ordinal, bool(inside), wanted, converter)
 
 
@@ -163,15 +207,29 @@ def _decoded(context: av.VideoCodecContext, packets: list[tuple[int, av.Packet]]
             continue
 
 
-def _taken(frame: av.VideoFrame, ordinal: int, inside: bool, wanted: Wanted, converter: VideoReformatter) -> DecodedFrame:
+def _taken(
+    frame: av.VideoFrame, ordinal: int, inside: bool, wanted: Wanted, converter: VideoReformatter
+) -> DecodedFrame:
     side = frame.side_data.get("MOTION_VECTORS") if wanted.vectors else None
     luma = luma_of(frame, converter) if wanted.luma else None
     return DecodedFrame(
-        ordinal, inside, KINDS.get(int(frame.pict_type), "?"), bool(frame.key_frame), bool(frame.is_corrupt),
-        bool(frame.interlaced_frame), frame.height, frame.width, round(frame.rotation / 90) % 4,
-        vectors=None if side is None else np.frombuffer(bytes(side), VECTOR),  # copied: a view would hold the whole frame
-        luma=luma, qp=_quantisers(frame) if wanted.qp else None, thumbnail=None if luma is None else thumbnail(luma),
-        rgb=converter.reformat(frame, format="rgb24", threads=1).to_ndarray() if wanted.rgb else None)
+        ordinal,
+        inside,
+        KINDS.get(int(frame.pict_type), "?"),
+        bool(frame.key_frame),
+        bool(frame.is_corrupt),
+        bool(frame.interlaced_frame),
+        frame.height,
+        frame.width,
+        round(frame.rotation / 90) % 4,
+        vectors=None
+        if side is None
+        else np.frombuffer(bytes(side), VECTOR),  # copied: a view would hold the whole frame
+        luma=luma,
+        qp=_quantisers(frame) if wanted.qp else None,
+        thumbnail=None if luma is None else thumbnail(luma),
+        rgb=converter.reformat(frame, format="rgb24", threads=1).to_ndarray() if wanted.rgb else None,
+    )
 
 
 def luma_of(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
@@ -179,7 +237,7 @@ def luma_of(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
     if frame.format.name not in EIGHT_BIT_LUMA:
         frame = converter.reformat(frame, format="gray", threads=1)
     plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:frame.height, :frame.width].copy()
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width].copy()
 
 
 def _quantisers(frame: av.VideoFrame) -> np.ndarray | None:
@@ -187,7 +245,7 @@ def _quantisers(frame: av.VideoFrame) -> np.ndarray | None:
     side = frame.side_data.get("VIDEO_ENC_PARAMS")
     if side is None or not side.nb_blocks:
         return None
-    data = bytes(side)[side.blocks_offset:]
+    data = bytes(side)[side.blocks_offset :]
     blocks = np.ndarray(side.nb_blocks, ENCODING_BLOCK, data, strides=(side.block_size,))
     qp = np.full((-(-frame.height // 16), -(-frame.width // 16)), side.qp, np.int16)
     rows, columns = blocks["y"] // 16, blocks["x"] // 16
