@@ -65,10 +65,10 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
         teacher_costs(recipe.teacher, models.skeleton, report)
     check_further_teachers(recipe, report)
     samples = [*data.train, *data.test]
-    shapes = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
-    longest = _student_tokens(recipe, models.student, data, shapes, report, offline)
+    looks = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
+    longest = _student_tokens(recipe, models.student, samples, looks, report, offline)
     _memory(recipe, models, *longest, report)
-    clips = unmade_clips * _mean([video.stat().st_size for video in shapes])
+    clips = unmade_clips * _mean([video.stat().st_size for video in looks])
     count = len(data.train)
     if unmade_clips:
         count = min(recipe.world.train_clips, recipe.data.limit_train or recipe.world.train_clips)
@@ -94,29 +94,44 @@ def _prior_bytes(recipe: EnhanceRecipe, models: Models, samples: list[Sample]) -
     return 2 * cells * _mean(words) + HEADER
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is seen of an opened clip: (frames, height, width) as the student samples it, and the frames' seconds."""
+
+    shape: tuple[int, int, int]
+    times: tuple[float, ...]
+
+
 def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: int | None,
-           console: Console | None) -> dict[Path, tuple[int, int, int]]:
-    """(frames, height, width) of each opened clip as the student samples it."""
-    shapes = {}
+           console: Console | None) -> dict[Path, _Look]:
+    """Opens the clips, or `limit` of them from the whole length of the data."""
+    looks = {}
     first_of = {sample.video: sample for sample in reversed(samples)}
-    videos = list(dict.fromkeys(sample.video for sample in samples))[:limit]
+    videos = _spread(list(dict.fromkeys(sample.video for sample in samples)), limit)
     with (console or Console(quiet=True)).bar("opening clips", len(videos), "clip") as bar:
         for video in videos:
             try:
-                frames = read_clip(video, sampling).frames
-                shapes[video] = frames.shape[:3]
+                clip = read_clip(video, sampling)
+                looks[video] = _Look(clip.frames.shape[:3], tuple(clip.times))
             except UserError as error:
                 report.problems.append(Problem(first_of[video].id, str(error)))
             bar.advance()
-    part = "" if limit is None or len(first_of) <= limit else f" of {len(first_of)}"
-    report.lines.append(("clips opened", f"{len(shapes)}{part} readable", f"{len(report.problems)} not"))
-    if not shapes:
+    part = "" if len(videos) == len(first_of) else f" of {len(videos)} looked at; there are {len(first_of)}"
+    report.lines.append(("clips opened", f"{len(looks)} readable{part}", f"{len(report.problems)} not"))
+    if not looks:
         report.faults.append(f"none of {len(videos)} clips can be read; the first: {report.problems[0].reason}")
-    return shapes
+    return looks
 
 
-def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: dict, report: Preflight,
-                    offline: bool) -> tuple[int, int]:
+def _spread(items: list, limit: int | None) -> list:
+    """At most `limit` items, evenly from the first to the last; the same for the same list."""
+    if limit is None or len(items) <= limit:
+        return items
+    return [items[n * len(items) // limit] for n in range(limit)]
+
+
+def _student_tokens(recipe: EnhanceRecipe, name: str | None, samples: list[Sample], looks: dict[Path, _Look],
+                    report: Preflight, offline: bool) -> tuple[int, int]:
     """The longest sample's tokens and how many are visual; 0 where the student's configuration cannot be read."""
     if name is None:
         return 0, 0
@@ -125,28 +140,34 @@ def _student_tokens(recipe: EnhanceRecipe, name: str | None, data: Any, shapes: 
     except ModelError as error:
         (report.warnings if offline and hub_unreachable(error) else report.faults).append(str(error))
         return 0, 0
+    seen = [sample for sample in samples if sample.video in looks]
     longest, longest_id, visual_of, visual_counts, too_long = (0, 0), "", {}, [], []
-    for sample in [*data.train, *data.test][:TOKENIZED]:
-        if sample.video not in shapes:
-            continue
-        shape = shapes[sample.video]
-        visual = visual_of.setdefault(shape, student.num_video_tokens(*shape))
+    for sample in _spread(seen, TOKENIZED):
+        look = looks[sample.video]
+        if look not in visual_of:  # the seconds count: some families write them between the frames
+            visual_of[look] = student.num_video_tokens(*look.shape, look.times)
+        visual = visual_of[look]
         try:
             text = student.prompt(sample.question, sample.options if recipe.evaluate.protocol == "letter" else ()).text
         except UserError:
             continue  # training and evaluation list such samples
         answers = max([sample.answer, *sample.options], key=len)
-        total = len(student.tokenizer(text + answers)["input_ids"]) + visual
+        # the one placeholder in the text becomes the visual tokens
+        total = len(student.tokenizer(text + answers + student.end_token)["input_ids"]) - 1 + visual
         if total > limit:
-            too_long.append(Problem(sample.id, f"has {total} tokens, {visual} of them visual, more than the {limit} that {name} takes: "
-                                               f"lower student.sampling.frames (visual tokens are never cut off), or shorten its text"))
+            too_long.append(Problem(sample.id, f"has {total} tokens, {visual} of them visual, more than the {limit} that "
+                                               f"{name} takes: lower student.sampling.frames (visual tokens are never cut "
+                                               f"off), or shorten its text"))
             continue
         visual_counts.append(visual)
         if total > longest[0]:
             longest, longest_id = (total, visual), sample.id
+    counted = len(visual_counts) + len(too_long)
+    part = "" if counted == len(samples) else f"; counted for {counted:,} of {len(samples):,} samples"
     if visual_counts:
-        report.lines.append(("student tokens a sample", f"at most {longest[0]}", f"{min(visual_counts)} to {max(visual_counts)} of "
-                             f"them visual; longest: {longest_id}; the model takes {limit}"))
+        report.lines.append(("student tokens a sample", f"at most {longest[0]}",
+                             f"{min(visual_counts)} to {max(visual_counts)} of them visual; longest: {longest_id}; the "
+                             f"model takes {limit}{part}"))
     elif too_long:
         report.faults.append(f"every sample is too long; the first, {too_long[0].id}, {too_long[0].reason}.")
     report.problems += too_long

@@ -24,7 +24,8 @@ SETTINGS = TrainSettings(batch_size=1)
 def save_wide(folder: Path, hidden: int, mlp: int, layers: int) -> Path:
     """A student wide enough that norms and masks do not rule, with queries in groups of four."""
     half = hidden // 8 // 2  # of a head
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [half - 2 * (3 * half // 8)] + 2 * [3 * half // 8]}
+    sections = [half - 2 * (3 * half // 8)] + 2 * [3 * half // 8]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
     save_tiny_student(folder, hidden_size=hidden, intermediate_size=mlp, num_attention_heads=8, num_key_value_heads=2,
                       num_hidden_layers=layers, rope_parameters=rope)
     config = AutoConfig.from_pretrained(folder)
@@ -102,7 +103,8 @@ def test_estimate_is_within_a_fifth_of_a_measured_run(tmp_path):
     folder = save_wide(tmp_path / "student", 512, 1536, 6)
     child = Path(__file__).with_name("memory_child.py")
     # freed blocks go back at once: what a C library's allocator keeps of them is not the training's
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.update(dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536"))
     done = subprocess.run([sys.executable, str(child), str(folder)], capture_output=True, text=True, timeout=280,
                           env=environment)
     assert done.returncode == 0, done.stderr
