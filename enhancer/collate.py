@@ -69,7 +69,8 @@ class TrainingClips(Dataset):
     """Samples with decoded frames. A sample that cannot be used is replaced by the next usable
     one, always the same, so that batches keep their size and arms stay comparable."""
 
-    def __init__(self, samples: Sequence[Sample], prompts: dict[str, Any], student: Any, sampling: Sampling, cache: FrameCache) -> None:
+    def __init__(self, samples: Sequence[Sample], prompts: dict[str, Any], student: Any, sampling: Sampling,
+                 cache: FrameCache) -> None:
         self.samples = samples
         self._prompts = prompts
         self._student = _without_weights(student)
@@ -91,7 +92,8 @@ class TrainingClips(Dataset):
                     self._check_length(sample, clip)
                     return Item(sample, clip, problems)
                 except (ClipError, SampleError) as error:
-                    self._problems[sample.id] = Problem(sample.id, f"{error} (Another sample is trained on in its place.)")
+                    reason = f"{error} (Another sample is trained on in its place.)"
+                    self._problems[sample.id] = Problem(sample.id, reason)
             problems.append(self._problems[sample.id])
         listed = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3])
         raise SampleError(f"None of the {len(self.samples)} training samples can be used: {listed}")
@@ -101,13 +103,14 @@ class TrainingClips(Dataset):
             return
         student = self._student
         frames, height, width, _ = clip.frames.shape
-        visual = student.num_video_tokens(frames, height, width)
+        visual = student.num_video_tokens(frames, height, width, clip.times)
         text = len(student.tokenizer(self._prompts[sample.id].text + sample.answer + student.end_token)["input_ids"])
         length = text - 1 + visual  # the one placeholder becomes the visual tokens
         if length > student.max_length:
             raise SampleError(
-                f"The sample has {length} tokens ({visual} visual tokens of {frames} frames of {width}×{height} pixels), more than the "
-                f"model's {student.max_length}. Visual tokens are never cut off: lower sampling.frames or the processor's frame size."
+                f"The sample has {length} tokens ({visual} of them for {frames} frames of {width}×{height} pixels), more than "
+                f"the model's {student.max_length}. Visual tokens are never cut off: lower student.sampling.frames or the "
+                f"processor's frame size."
             )
         self._fitting.add(sample.id)
 
@@ -152,13 +155,15 @@ class Collator:
             notes.matches.append(match)
             if match.unmatched:
                 words = ", ".join(prior.words[i].text for i in match.unmatched)
-                notes.remarks.append(Problem(sample.id, f"words not aligned: {words}" + (f" ({match.reason})" if match.reason else "")))
+                why = f" ({match.reason})" if match.reason else ""
+                notes.remarks.append(Problem(sample.id, f"words not aligned: {words}{why}"))
         rows = [[] if match is None else match.rows for match in notes.matches]
         notes.request = CaptureRequest.from_positions(rows, columns, layers=self._layers)
 
 
 def match_prior(
-    prior: MotionPrior, question: tuple[str, int], answer: tuple[str, int], text: str, offsets: Sequence[tuple[int, int]]
+    prior: MotionPrior, question: tuple[str, int], answer: tuple[str, int], text: str,
+    offsets: Sequence[tuple[int, int]],
 ) -> WordMatch:
     """The student's tokens of a prior's words, where the prior's text is the question, the answer,
     or begins with the one and ends with the other.
@@ -180,7 +185,7 @@ def match_prior(
     pairs, reasons = {}, []
     for shift, part, start in places:
         inside = [i for i, word in enumerate(prior.words) if word.start >= shift and word.end <= shift + len(part)]
-        words = [replace(prior.words[i], start=prior.words[i].start - shift, end=prior.words[i].end - shift) for i in inside]
+        words = [replace(word, start=word.start - shift, end=word.end - shift) for word in map(prior.words.__getitem__, inside)]
         found = match_words(words, part, text, offsets, start)
         pairs.update({inside[i]: positions for i, positions in found.pairs})
         reasons += [found.reason] if found.reason else []
