@@ -27,6 +27,7 @@ from enhancer.shipped import student_path
 from enhancer.sources import build_source, shared_text
 from enhancer.table import BASE
 from enhancer.video.clip import Clip, read_clip
+from enhancer.video.footage import files_of
 from vdm_priors.errors import UserError
 from vdm_priors.extract import extract_priors
 from vdm_priors.grid import TokenGrid
@@ -162,7 +163,7 @@ def _write(path: Path, example: _Example, root: Path) -> None:
     quality = provenance.get("reconstruction") or {}
     meta = {
         "sample_id": example.sample.id, "question": example.sample.question, "answer": example.sample.answer,
-        "video": os.path.relpath(example.sample.video, root), "times": [float(t) for t in example.times],
+        "video": os.path.relpath(files_of(example.sample.video)[0], root), "times": [float(t) for t in example.times],
         "psnr_db": quality.get("psnr_db"), "latent_relative_l2": quality.get("latent_relative_l2"),
         "words": [word.text for word in example.prior.words], "grids": example.grids, "prior_provenance": provenance,
     }

@@ -139,7 +139,7 @@ def prepare_data(recipe: EnhanceRecipe, console: Console, asked: bool = True) ->
 def read_data(recipe: EnhanceRecipe, asked: bool = True) -> Data:
     """The samples of data that is there. asked: False leaves the test questions out, which need not exist then."""
     root, settings = data_root(recipe), recipe.data
-    train, problems = load_samples(root / settings.train, root, settings.format)
+    train, problems = load_samples(root / settings.train, root, settings.format, training=True)
     test: list[Sample] = []
     if asked:
         test, test_problems = load_samples(root / settings.test, root, settings.format)

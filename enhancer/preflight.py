@@ -29,6 +29,7 @@ from enhancer.shipped import torch_device, weights_bytes
 from enhancer.sources import SourceSpec, shared_text
 from enhancer.sources.oracle import ROWS
 from enhancer.video.clip import Sampling, read_clip
+from enhancer.video.footage import Video, files_of
 from vdm_priors.errors import ModelError, RecipeError, UserError
 
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
@@ -68,7 +69,7 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     looks = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
     longest = _student_tokens(recipe, models.student, samples, looks, report, offline)
     _memory(recipe, models, *longest, report)
-    clips = unmade_clips * _mean([video.stat().st_size for video in looks])
+    clips = unmade_clips * _mean([sum(file.stat().st_size for file in files_of(video)) for video in looks])
     count = len(data.train)
     if unmade_clips:
         count = min(recipe.world.train_clips, recipe.data.limit_train or recipe.world.train_clips)
@@ -103,7 +104,7 @@ class _Look:
 
 
 def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: int | None,
-           console: Console | None) -> dict[Path, _Look]:
+           console: Console | None) -> dict[Video, _Look]:
     """Opens the clips, or `limit` of them from the whole length of the data."""
     looks = {}
     first_of = {sample.video: sample for sample in reversed(samples)}
@@ -130,7 +131,7 @@ def _spread(items: list, limit: int | None) -> list:
     return [items[n * len(items) // limit] for n in range(limit)]
 
 
-def _student_tokens(recipe: EnhanceRecipe, name: str | None, samples: list[Sample], looks: dict[Path, _Look],
+def _student_tokens(recipe: EnhanceRecipe, name: str | None, samples: list[Sample], looks: dict[Video, _Look],
                     report: Preflight, offline: bool) -> tuple[int, int]:
     """The longest sample's tokens and how many are visual; 0 where the student's configuration cannot be read."""
     if name is None:

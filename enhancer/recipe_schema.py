@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from enhancer.data.samples import FORMATS
 from enhancer.recipe import option
 from enhancer.sources import SourceSpec, source_names
 from enhancer.training import TrainSettings
@@ -66,8 +67,7 @@ class DataSettings:
                                     "<output>/worlds/<hash of the world's settings>")
     train: str = option("train.json", "file of training samples, relative to root")
     test: str = option("test.json", "file of multiple-choice test questions, relative to root")
-    format: str = option("auto", "how the files are written; auto looks at the first row",
-                         choices=("auto", "conversations", "messages", "motionbench"))
+    format: str = option("auto", "how the rows are written; auto tells it by each row's keys", choices=FORMATS)
     limit_train: int | None = option(None, "use only this many training samples; null uses all", min=1)
     limit_test: int | None = option(None, "ask only this many test questions; null asks all", min=1)
 

@@ -19,10 +19,11 @@ from enhancer.data.samples import Problem, Sample
 from enhancer.sources import SourceContext, shared_text
 from enhancer.video.camera import camera_motion
 from enhancer.video.clip import Clip
+from enhancer.video.footage import video_digest
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.grid import TokenGrid, covered_share, frame_spans, regrid
 from vdm_priors.prior import MotionPrior
-from vdm_priors.store import content_key, file_digest
+from vdm_priors.store import content_key
 from vdm_priors.words import is_content_word, split_words
 
 ROWS = 16  # rows of the prior's grid; columns follow the frame's shape
@@ -56,7 +57,7 @@ class SpatialSource:
             source=self.name,
             rule=self._rule,
             rows=ROWS,
-            video=file_digest(sample.video),
+            video=video_digest(sample.video),
             sampling=dataclasses.asdict(self._context.sampling),
             text=shared_text(sample, self._context.text),
         )

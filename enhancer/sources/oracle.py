@@ -9,10 +9,11 @@ import torch
 
 from enhancer.data.samples import Problem, Sample
 from enhancer.sources import SourceContext, shared_text
+from enhancer.video.footage import video_digest
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.grid import TokenGrid, frame_spans
 from vdm_priors.prior import MotionPrior
-from vdm_priors.store import content_key, file_digest
+from vdm_priors.store import content_key
 from vdm_priors.words import is_content_word, split_words
 
 ROWS = 16  # rows of the oracle's grid; columns follow the frame's shape
@@ -30,7 +31,7 @@ class OracleSource:
 
     def key(self, sample: Sample) -> str:
         """Hash of the video's content, its sampling and the text."""
-        return content_key(source=self.name, video=file_digest(sample.video), rows=ROWS,
+        return content_key(source=self.name, video=video_digest(sample.video), rows=ROWS,
                            sampling=dataclasses.asdict(self._context.sampling), text=shared_text(sample, self._context.text))
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:

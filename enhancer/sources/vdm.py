@@ -12,10 +12,11 @@ from enhancer.memory import is_out_of_memory, out_of_memory
 from enhancer.processes import ahead
 from enhancer.sources import SourceContext, shared_text
 from enhancer.video.clip import Clip
+from enhancer.video.footage import video_digest
 from vdm_priors.errors import ClipError, ModelError, SampleError, UserError
 from vdm_priors.extract import extract_priors
 from vdm_priors.prior import MotionPrior
-from vdm_priors.store import content_key, file_digest
+from vdm_priors.store import content_key
 
 WAITING_BATCHES = 4  # batches' worth of decoded clips that may wait for others with as many frames
 
@@ -32,7 +33,7 @@ class VdmSource:
     def key(self, sample: Sample) -> str:
         """Hash of the video, its sampling, the text, the teacher (model and revision) and the settings that count."""
         context = self._context
-        return content_key(source=self.name, video=file_digest(sample.video), sampling=dataclasses.asdict(context.sampling),
+        return content_key(source=self.name, video=video_digest(sample.video), sampling=dataclasses.asdict(context.sampling),
                            text=shared_text(sample, context.text), size=context.size, dtype=context.dtype,
                            teacher=context.teacher_fingerprint, settings=context.settings.effective())
 

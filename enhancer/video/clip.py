@@ -1,15 +1,12 @@
-"""Read a few frames of a video file, with the seconds at which they are shown.
+"""Read a few frames of a video file, of a span of one, or of pictures, with the seconds at which they are shown.
 
-A frame stands for the time from its own presentation time to the next frame's. The
-sampled frames are those on the screen in the middle of equal bins of the sampled range,
-so that asking for 8 frames of an 8-frame clip gives each of them once, whatever the
-frame rate does. Two passes: the packets alone (times, key frames), then the decoder,
-which jumps to a key frame where that saves work.
+A frame stands for the time from its own presentation time to the next frame's. Two passes:
+the packets alone (times, key frames), then the decoder, which jumps to a key frame where
+that saves work. Which frames are taken is decided in enhancer/video/sampling.py.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 import threading
@@ -17,14 +14,17 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from vdm_priors.errors import ClipError, UserError
+from enhancer.video.footage import Footage, Video, files_of, within
+from enhancer.video.sampling import FrameIndex, Sampling, choose_frames
+from enhancer.video.still_pictures import read_pictures
+from vdm_priors.errors import ClipError
 
 # Containers that hold their own data. Playlists and concatenations, which name other
 # files or addresses, are absent on purpose.
@@ -32,38 +32,8 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,"
     "h264,hevc,m4v,ivf,gif,nut,mxf,yuv4mpegpipe,wav,mp3,flac,aac"
 )
-TIMESTAMP_SLACK = 1e-6  # seconds; a time base cannot hold every frame time exactly
 SEEK_AHEAD = 32  # frames; below this, decoding on is cheaper than a seek
 SMALL_FRAME = 320 * 240  # pixels; below it one decoding thread is faster
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which frames of a clip are read: times in seconds after its first frame.
-
-    `frames` equal bins over [start, end), or bins of 1/fps seconds, then at most `frames`
-    (a longer range is covered by `frames` equal bins). `end` None is the clip's end.
-    `short` says what happens where the range has fewer frames: "repeat" shows the last
-    one again and notes it, "fail" raises ClipError.
-    """
-
-    frames: int = 8
-    fps: float | None = None
-    start: float = 0.0
-    end: float | None = None
-    short: str = "repeat"
-
-    def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise UserError(f"sampling.frames is {self.frames}: ask for at least 1 frame.")
-        if self.fps is not None and not self.fps > 0:
-            raise UserError(f"sampling.fps is {self.fps}: give a positive number of frames a second, or none.")
-        if not self.start >= 0:
-            raise UserError(f"sampling.start is {self.start}: it counts seconds from the first frame, so give 0 or more.")
-        if self.end is not None and not self.end > self.start:
-            raise UserError(f"sampling.end ({self.end} s) must lie after sampling.start ({self.start} s).")
-        if self.short not in ("repeat", "fail"):
-            raise UserError(f"sampling.short is {self.short!r}: choose 'repeat' or 'fail'.")
 
 
 @dataclass
@@ -87,24 +57,43 @@ class Clip:
         return self.times[: len(self.times) - self.repeated]
 
 
-def read_clip(path: str | os.PathLike, sampling: Sampling = Sampling()) -> Clip:
-    """Read the sampled frames of a video file; ClipError names the file and the remedy."""
-    path = regular_file(path)
+def read_clip(video: str | os.PathLike | Footage, sampling: Sampling = Sampling()) -> Clip:
+    """Read the sampled frames of a video; ClipError names the file and the remedy."""
+    if not isinstance(video, Footage):
+        return _read_file(regular_file(video), sampling)
+    for file in video.files:
+        regular_file(file)
+    start, end = within(video, sampling.start, sampling.end)
+    if end is not None and end <= start:
+        raise ClipError(
+            f"{video}: the sampling begins at {sampling.start:g} s, beyond the end of this span. Lower sampling.start."
+        )
+    sampling = replace(sampling, start=start, end=end)
+    if video.fps is None:
+        return _read_file(video.files[0], sampling)
+    frames, times, duration, notes, repeated = read_pictures(video, sampling)
+    return Clip(video.files[0], frames, times, duration, notes=notes, repeated=repeated)
+
+
+def _read_file(path: Path, sampling: Sampling) -> Clip:
     with open_video(path) as (container, stream):
         index = _packet_index(container, stream)
         if index is None:
             index = _decoded_index(path, stream.average_rate)
         notes = list(index.notes)
-        chosen, times = _choose(path, index, sampling, notes)
+        chosen, times = choose_frames(path, index, sampling, notes)
         frames = _decode(path, index, chosen)
     if frames is None:
         # Some packets give no frame (a cut or damaged file): sample among those that do.
         index = _decoded_index(path, None)
         notes.append(f"damaged: only {len(index.times)} frames, {index.duration:.2f} s, can be decoded")
-        chosen, times = _choose(path, index, sampling, notes)
+        chosen, times = choose_frames(path, index, sampling, notes)
         frames = _decode(path, index, chosen)
         if frames is None:
-            raise ClipError(f"{path}: the video decodes differently each time it is read. Re-encode it (ffmpeg -i IN OUT.mp4) or leave it out.")
+            raise ClipError(
+                f"{path}: the video decodes differently each time it is read. Re-encode it (ffmpeg -i IN OUT.mp4) or "
+                "leave it out."
+            )
     repeated = len(chosen) - len(set(chosen))
     return Clip(path, np.stack([frames[i] for i in chosen]), times, index.duration, notes=notes, repeated=repeated)
 
@@ -114,7 +103,9 @@ def read_clip(path: str | os.PathLike, sampling: Sampling = Sampling()) -> Clip:
 
 def regular_file(path: str | os.PathLike) -> Path:
     if "://" in os.fspath(path):
-        raise ClipError(f"{path}: only files on this machine are read, never an address. Download the video and give its path.")
+        raise ClipError(
+            f"{path}: only files on this machine are read, never an address. Download the video and give its path."
+        )
     path = Path(path)
     try:
         status = path.stat()
@@ -147,23 +138,13 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.vid
         streams = [s for s in container.streams.video if not s.disposition & pictures]
         if not streams:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise ClipError(f"{path}: has no video (it holds {kinds}). Give a file with moving pictures, or leave this sample out.")
+            raise ClipError(
+                f"{path}: has no video (it holds {kinds}). Give a file with moving pictures, or leave this sample out."
+            )
         yield container, streams[0]
 
 
 # -- which frames there are -----------------------------------------------------------
-
-
-@dataclass
-class _Index:
-    """Frames in the order of presentation. keys: their PTS, or their ordinals if there is none."""
-
-    keys: list[int]
-    times: list[float]
-    duration: float
-    by_pts: bool
-    key_frames: list[int] = field(default_factory=list)  # sorted PTS of key frames
-    notes: list[str] = field(default_factory=list)
 
 
 def _demux(container, stream) -> Iterator[av.Packet]:
@@ -174,7 +155,7 @@ def _demux(container, stream) -> Iterator[av.Packet]:
         return
 
 
-def _packet_index(container, stream) -> _Index | None:
+def _packet_index(container, stream) -> FrameIndex | None:
     """Times of all frames from the packets alone; None where packets carry no times."""
     packets = [p for p in _demux(container, stream) if p.size and not p.is_discard]
     if not packets or any(p.pts is None for p in packets) or not stream.time_base:
@@ -187,7 +168,7 @@ def _packet_index(container, stream) -> _Index | None:
     return _index_of(keys, stream.time_base, packets[-1].duration, stream.average_rate, key_frames)
 
 
-def _index_of(keys, time_base, last_duration, rate, key_frames=()) -> _Index:
+def _index_of(keys, time_base, last_duration, rate, key_frames=()) -> FrameIndex:
     times = [float((key - keys[0]) * time_base) for key in keys]
     if last_duration:
         last = float(last_duration * time_base)
@@ -195,75 +176,26 @@ def _index_of(keys, time_base, last_duration, rate, key_frames=()) -> _Index:
         last = float(np.median(np.diff(times)))
     else:
         last = float(1 / rate) if rate else 0.04
-    return _Index(keys, times, times[-1] + last, True, list(key_frames))
+    return FrameIndex(keys, times, times[-1] + last, True, list(key_frames))
 
 
-def _decoded_index(path: Path, nominal_rate) -> _Index:
+def _decoded_index(path: Path, nominal_rate) -> FrameIndex:
     """Times of the frames that really decode, by decoding all of them."""
     with open_video(path) as (container, stream):
         rate = nominal_rate or stream.average_rate
         stamps = [frame.pts for frame in _frames(container, stream)]
         time_base = stream.time_base
     if not stamps:
-        raise ClipError(f"{path}: not one frame can be decoded: the file is cut short, damaged, or its codec is unknown. Copy it again or re-encode it.")
+        raise ClipError(
+            f"{path}: not one frame can be decoded: the file is cut short, damaged, or its codec is unknown. Copy it "
+            "again or re-encode it."
+        )
     if all(s is not None for s in stamps) and all(a < b for a, b in zip(stamps, stamps[1:])) and time_base:
         return _index_of(stamps, time_base, None, rate)
     rate = float(rate) if rate else 25.0
     times = [i / rate for i in range(len(stamps))]
     note = f"no usable time stamps: {rate:g} frames a second are assumed"
-    return _Index(list(range(len(stamps))), times, len(stamps) / rate, False, notes=[note])
-
-
-# -- which frames are taken -----------------------------------------------------------
-
-
-def _choose(path: Path, index: _Index, sampling: Sampling, notes: list[str]) -> tuple[list[int], list[float]]:
-    """Indices and times of the sampled frames; the times rise strictly."""
-    start, end = sampling.start, index.duration
-    if sampling.end is not None:
-        if sampling.end > end + TIMESTAMP_SLACK:
-            notes.append(f"the sampling ends at {sampling.end:g} s, the video at {end:.2f} s")
-        end = min(end, sampling.end)
-    if start >= end:
-        raise ClipError(f"{path}: lasts {index.duration:.2f} s, but the sampling starts at {start:g} s. Lower sampling.start.")
-
-    span = end - start
-    count, width = sampling.frames, span / sampling.frames
-    if sampling.fps is not None:
-        bins = math.floor(span * sampling.fps + TIMESTAMP_SLACK)
-        if bins <= sampling.frames:
-            # A range shorter than two bins still gives two frames: one alone has no motion.
-            count = max(bins, min(2, sampling.frames))
-            width = min(1 / sampling.fps, span / count)
-
-    first = max(0, bisect_right(index.times, start + TIMESTAMP_SLACK) - 1)
-    stop = max(first + 1, bisect_right(index.times, end - TIMESTAMP_SLACK))
-    available = stop - first
-    if available == 1 and count > 1:
-        raise ClipError(
-            f"{path}: has a single frame between {start:.2f} s and {end:.2f} s, so there is no motion in it. "
-            "Widen sampling.start/end, set sampling.frames to 1 for a still, or leave this sample out."
-        )
-    if available < count:
-        if sampling.short == "fail":
-            raise ClipError(
-                f"{path}: has {available} frames between {start:.2f} s and {end:.2f} s, the sampling asks for {count}. "
-                "Lower sampling.frames, or set sampling.short to 'repeat'."
-            )
-        chosen = list(range(first, stop))
-        times = [index.times[i] for i in chosen]
-        step = (times[-1] - times[0]) / (len(times) - 1)
-        missing = count - available
-        notes.append(f"{available} frames where {count} were asked for: the last one is repeated {missing} times")
-        return chosen + chosen[-1:] * missing, times + [times[-1] + step * (k + 1) for k in range(missing)]
-
-    chosen = []
-    for k in range(count):
-        shown = bisect_right(index.times, start + (k + 0.5) * width + TIMESTAMP_SLACK) - 1
-        # No frame twice, and enough left for the bins that follow (long-held frames).
-        lowest = chosen[-1] + 1 if chosen else first
-        chosen.append(min(max(shown, lowest), stop - (count - k)))
-    return chosen, [index.times[i] for i in chosen]
+    return FrameIndex(list(range(len(stamps))), times, len(stamps) / rate, False, notes=[note])
 
 
 # -- decoding -------------------------------------------------------------------------
@@ -281,7 +213,7 @@ def _frames(container, stream) -> Iterator[av.VideoFrame]:
         return
 
 
-def _decode(path: Path, index: _Index, chosen: list[int]) -> dict[int, np.ndarray] | None:
+def _decode(path: Path, index: FrameIndex, chosen: list[int]) -> dict[int, np.ndarray] | None:
     """Pixels by frame index, or None where a chosen frame never comes out of the decoder."""
     frames = _decode_with(path, index, chosen, seek=index.by_pts)
     if len(frames) < len(set(chosen)) and index.by_pts:
@@ -289,7 +221,7 @@ def _decode(path: Path, index: _Index, chosen: list[int]) -> dict[int, np.ndarra
     return frames if len(frames) == len(set(chosen)) else None
 
 
-def _decode_with(path: Path, index: _Index, chosen: list[int], seek: bool) -> dict[int, np.ndarray]:
+def _decode_with(path: Path, index: FrameIndex, chosen: list[int], seek: bool) -> dict[int, np.ndarray]:
     wanted = sorted(set(chosen))
     found: dict[int, np.ndarray] = {}
     position = 0  # index of the frame that the decoder is at
@@ -327,23 +259,23 @@ def _upright(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
 class FrameCache:
     """Decoded clips, the least recently used dropped first, bounded in bytes of pixels."""
 
-    def __init__(self, max_bytes: int = 1 << 30, read: Callable[[Path, Sampling], Clip] = read_clip) -> None:
+    def __init__(self, max_bytes: int = 1 << 30, read: Callable[[Video, Sampling], Clip] = read_clip) -> None:
         self.max_bytes = max_bytes
         self.bytes = 0
         self._read = read
         self._clips: OrderedDict[tuple, Clip] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: str | os.PathLike, sampling: Sampling) -> Clip:
-        """The clip, read if it is not kept or its file has changed; raises as read_clip does."""
-        path = regular_file(path)
-        status = path.stat()
-        key = (str(path.absolute()), status.st_size, status.st_mtime_ns, sampling)
+    def get(self, video: str | os.PathLike | Footage, sampling: Sampling) -> Clip:
+        """The clip, read if it is not kept or its files have changed; raises as read_clip does."""
+        video = video if isinstance(video, Footage) else regular_file(video).absolute()
+        stamps = [regular_file(file).stat() for file in files_of(video)]
+        key = (video, tuple((stamp.st_size, stamp.st_mtime_ns) for stamp in stamps), sampling)
         with self._lock:
             if key in self._clips:
                 self._clips.move_to_end(key)
                 return self._clips[key]
-        clip = self._read(path, sampling)
+        clip = self._read(video, sampling)
         with self._lock:
             if key not in self._clips and clip.frames.nbytes <= self.max_bytes:
                 self._clips[key] = clip

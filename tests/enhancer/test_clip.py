@@ -4,11 +4,14 @@ import os
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from enhancer.video.clip import Clip, FrameCache, Sampling, read_clip
+from enhancer.video.footage import Footage, coded_span, video_digest
 from vdm_priors.errors import ClipError, UserError
+from vdm_priors.store import file_digest
 
 
 def write_video(path, frames=8, size=(48, 32), fps=8, pts_ms=None, rotation=0, audio_first=False, codec="libx264", options=None):
@@ -208,3 +211,79 @@ def test_cache_is_bounded_drops_the_oldest_and_sees_changes(tmp_path):
     assert len(cache.get(two, Sampling(frames=9)).frames) == 9
     assert cache.bytes <= 2 * size
     assert len(FrameCache(max_bytes=10).get(one, Sampling()).frames) == 8
+
+
+# -- spans and pictures -----------------------------------------------------------------
+
+
+def test_a_span_gives_the_files_own_frames_and_times(video):
+    whole, span = read_clip(video), read_clip(Footage((video,), 0.25, 0.75), Sampling(frames=4))
+    assert levels(span) == [2, 3, 4, 5] and span.duration == whole.duration
+    assert span.times == whole.times[2:6] and np.array_equal(span.frames, whole.frames[2:6])
+
+
+def test_a_sampling_counts_within_the_span(video):
+    span = Footage((video,), 0.25, 0.75)
+    assert levels(read_clip(span, Sampling(frames=2, start=0.25))) == [4, 5]
+    assert levels(read_clip(span, Sampling(frames=2, end=0.25))) == [2, 3]
+    assert levels(read_clip(Footage((video,), 0.5), Sampling(frames=4))) == [4, 5, 6, 7]
+    with pytest.raises(ClipError, match="beyond the end of this span"):
+        read_clip(span, Sampling(start=0.5))
+    with pytest.raises(ClipError, match="lasts 1.00 s.*video_start"):
+        read_clip(Footage((video,), 2.0))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six pictures, wider than high, of grey 20 + 10 n with a red left edge."""
+    files = []
+    for n in range(6):
+        pixels = np.full((32, 48, 3), 20 + 10 * n, np.uint8)
+        pixels[:, :8] = (0, 0, 255)  # BGR
+        files.append(tmp_path / f"{n}.png")
+        cv2.imwrite(str(files[-1]), pixels)
+    return tuple(files)
+
+
+def test_pictures_are_a_clip_at_their_rate(pictures):
+    clip = read_clip(Footage(pictures[::-1], fps=4), Sampling(frames=3))
+    assert levels(clip) == [4, 2, 0] and clip.duration == 1.5 and clip.times == [0.25, 0.75, 1.25]
+    assert clip.frames.shape == (3, 32, 48, 3) and clip.frames[0, 0, 0].tolist() == [255, 0, 0]
+    assert levels(read_clip(Footage(pictures, 0.5, 1.0, fps=4), Sampling(frames=2))) == [2, 3]
+    repeated = read_clip(Footage(pictures[:2], fps=2), Sampling(frames=3))
+    assert levels(repeated) == [0, 1, 1] and repeated.repeated == 1 and repeated.times == [0.0, 0.5, 1.0]
+
+
+def test_pictures_that_cannot_be_used_are_named(pictures, tmp_path):
+    cv2.imwrite(str(tmp_path / "tall.png"), np.zeros((48, 32, 3), np.uint8))
+    (tmp_path / "text.png").write_text("no picture")
+    for file, message in [("tall.png", "32×48 pixels among others of 48×32"), ("text.png", "not a picture"),
+                          ("none.png", "No such file")]:
+        with pytest.raises(ClipError, match=f"{file}.*{message}"):
+            read_clip(Footage((*pictures, tmp_path / file), fps=2), Sampling(frames=7))
+
+
+def test_the_digest_tells_files_spans_rates_and_order_apart(video, pictures):
+    shown = [video, Footage((video,), 0.25), Footage((video,), 0.25, 0.5), Footage(pictures, fps=2),
+             Footage(pictures, fps=4), Footage(pictures[::-1], fps=2)]
+    digests = [video_digest(v) for v in shown]
+    assert len(set(digests)) == len(shown) and digests[0] == file_digest(video)
+    cv2.imwrite(str(pictures[3]), np.zeros((32, 48, 3), np.uint8))
+    assert video_digest(shown[3]) != digests[3]
+
+
+def test_the_cache_keeps_spans_apart_and_sees_a_changed_picture(video, pictures):
+    cache, shown = FrameCache(), Footage(pictures, fps=4)
+    assert levels(cache.get(Footage((video,), 0.5), Sampling(2))) != levels(cache.get(video, Sampling(2)))
+    before = cache.get(shown, Sampling(6))
+    assert cache.get(shown, Sampling(6)) is before and len(cache) == 3
+    cv2.imwrite(str(pictures[3]), np.zeros((32, 48, 3), np.uint8))
+    os.utime(pictures[3], ns=(1, 1))
+    assert cache.get(shown, Sampling(6)).frames[3].max() == 0
+
+
+def test_a_codec_has_no_motion_of_pictures(pictures, video):
+    assert coded_span(Footage((video,), 1.0, 3.0), 0.5, 1.0) == (video, 1.5, 2.0)
+    assert coded_span(video, 0.5, None) == (video, 0.5, None)
+    with pytest.raises(ClipError, match="no codec's motion"):
+        coded_span(Footage(pictures, fps=2), 0.0, None)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from enhancer.data.formats import CAPTION_QUESTION
 from enhancer.data.samples import Sample, load_samples, split_options
+from enhancer.video.footage import Footage
 from vdm_priors.errors import SampleError
 
 
@@ -16,7 +18,8 @@ def root(tmp_path):
 
 
 def talk(id="one", video="videos/a.mp4", question="<video>\nWhat moves?", answer="the ball", **more):
-    return {"id": id, "video": video, "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **more}
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": id, "video": video, "conversations": turns, **more}
 
 
 def load(root, rows, lines=False, **how):
@@ -28,7 +31,8 @@ def load(root, rows, lines=False, **how):
 def test_conversations_with_options_and_meta(root):
     samples, problems = load(root, [talk(options=["the ball", "the cube"], question_type="MR", scene=7)])
     assert problems == []
-    assert samples == [Sample("one", (root / "videos/a.mp4").resolve(), "What moves?", "the ball", ("the ball", "the cube"), "MR")]
+    file = (root / "videos/a.mp4").resolve()
+    assert samples == [Sample("one", file, "What moves?", "the ball", ("the ball", "the cube"), "MR")]
     assert samples[0].meta == {"scene": 7}
 
 
@@ -36,12 +40,14 @@ def test_later_turns_become_questions_of_their_own(root):
     row = talk()
     row["conversations"] += [{"from": "human", "value": "And then?"}, {"from": "gpt", "value": "it stops"}]
     samples, _ = load(root, [row], lines=True)
-    assert [(s.id, s.question, s.answer) for s in samples] == [("one", "What moves?", "the ball"), ("one#2", "And then?", "it stops")]
+    assert [(s.id, s.question) for s in samples] == [("one", "What moves?"), ("one#2", "And then?")]
+    assert [s.answer for s in samples] == ["the ball", "it stops"]
 
 
 @pytest.mark.parametrize("content", ["<video>Where?", [{"type": "video"}, {"type": "text", "text": "Where?"}]])
 def test_messages(root, content):
-    row = {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "left"}], "videos": ["videos/a.mp4"]}
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "left"}]
+    row = {"messages": turns, "videos": ["videos/a.mp4"]}
     samples, problems = load(root, [row])
     assert not problems and (samples[0].id, samples[0].question, samples[0].answer) == ("row 1", "Where?", "left")
 
@@ -58,11 +64,87 @@ def test_motionbench_letters_become_texts_and_hidden_answers_stay(root):
     assert samples[0].question_type == "MR" and samples[0].meta["video_type"] == "web"
 
 
+def favor(name="a.mp4", **more):
+    """A row of FAVOR-Bench's video_perspective.json."""
+    asked = {"question": "How does it move?", "options": ["to the left", "in a circle"], "task_type": "HAC"}
+    return {
+        "video_name": name, "questions": [{**asked, "correct_answer": "in a circle"}, {**asked, "correct_answer": "B"}],
+        "caption": "A ball rolls.", "camera_motion": "static", "subject_attributes": [], "motion_list": [],
+        "chronological_motion_list": [], **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a", "videos/a"])
+def test_favor_bench_gives_a_sample_a_question(root, name):
+    samples, problems = load(root, [favor(name)])
+    assert not problems and [s.id for s in samples] == [f"{name}#1", f"{name}#2"]
+    assert {s.answer for s in samples} == {"in a circle"} and {s.question_type for s in samples} == {"HAC"}
+    assert samples[0].video == (root / "videos/a.mp4").resolve() and samples[0].options[0] == "to the left"
+    assert samples[0].meta["caption"] == "A ball rolls."
+
+
+def test_captions_are_answers_to_one_question(root):
+    samples, problems = load(root, [{"video_path": "a.mp4", "motion_caption": " It rolls. "}], lines=True)
+    assert not problems and (samples[0].question, samples[0].answer) == (CAPTION_QUESTION, "It rolls.")
+
+
+def test_llava_video_marks_its_video_as_an_image(root):
+    samples, _ = load(root, [talk(question="<image>\nWhat moves?")])
+    assert samples[0].question == "What moves?"
+
+
+def test_rows_of_all_formats_in_one_file(root):
+    motionbench = {"key": "k", "video_path": "a.mp4", "qa": [{"uid": "u", "question": "Q?\nA. x\nB. y", "answer": "A"}]}
+    captions = {"video_path": "a.mp4", "motion_caption": "It rolls."}
+    samples, problems = load(root, [talk(), favor(), motionbench, captions])
+    assert not problems and [s.id for s in samples] == ["one", "a.mp4#1", "a.mp4#2", "u", "row 4"]
+    samples, problems = load(root, [talk(), favor()], format="favor")
+    assert len(samples) == 2 and 'row 1' in problems[0].reason and '"questions" is not a list' in problems[0].reason
+
+
+def test_hidden_answers_are_asked_and_never_trained_on(root):
+    hidden = talk(id="two", answer="NA", options=["ball", "cube"])
+    assert len(load(root, [talk(), hidden])[0]) == 2
+    samples, problems = load(root, [talk(), hidden, talk(id="three", answer="NA")], training=True)
+    assert [s.id for s in samples] == ["one", "three"], "an open answer may well be NA"
+    assert [p.id for p in problems] == ["two"] and "is hidden" in problems[0].reason
+
+
+def test_spans_of_a_video(root):
+    part = {"type": "video", "video": "videos/a.mp4", "video_start": 1, "video_end": 2.5}
+    said = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "Q?"}]},
+                         {"role": "assistant", "content": "left"}]}  # fmt: skip
+    samples, problems = load(root, [talk(video_start=1, video_end=2.5), talk(id="two", video_end=3), said])
+    file = (root / "videos/a.mp4").resolve()
+    assert not problems
+    spans = [(1.0, 2.5), (0.0, 3.0), (1.0, 2.5)]
+    assert [s.video for s in samples] == [Footage((file,), *span) for span in spans]
+    assert samples[0].meta == {}
+
+
+def test_a_span_that_is_the_whole_file_is_the_file(root):
+    assert load(root, [talk(video_start=0, video_end=None)])[0][0].video == (root / "videos/a.mp4").resolve()
+
+
+@pytest.mark.parametrize("rate, fps", [({}, 2.0), ({"fps": 4}, 4.0), ({"sample_fps": 1.5}, 1.5)])
+@pytest.mark.parametrize("key", ["video", "videos"])
+def test_lists_of_pictures(root, key, rate, fps):
+    for n in range(3):
+        (root / f"{n}.JPG").touch()
+    row = {k: v for k, v in talk(**rate).items() if k != "video"}
+    names = [f"{n}.JPG" for n in (2, 0, 1)]
+    samples, problems = load(root, [{**row, key: names if key == "video" else [names]}])
+    assert not problems and samples[0].video == Footage(tuple((root / name).resolve() for name in names), fps=fps)
+
+
 def test_option_lines_must_follow_the_alphabet():
     assert split_options("Q?\nB. not an option\nA. yes\nB) no") == ("Q?\nB. not an option", ["yes", "no"])
 
 
-@pytest.mark.parametrize("answer, text", [("b", None), ("B", "cube"), ("(B)", "cube"), ("B. cube", "cube"), ("B. ball", None), ("D", None), ("cube", "cube"), ("NA", "NA")])
+@pytest.mark.parametrize("answer, text", [
+    ("b", None), ("B", "cube"), ("(B)", "cube"), ("B. cube", "cube"), ("B. ball", None), ("D", None), ("cube", "cube"),
+    ("NA", "NA"),
+])  # fmt: skip
 def test_answers_of_multiple_choice(root, answer, text):
     samples, problems = load(root, [talk(id="ok"), talk(answer=answer, options=["ball", "cube", "ring"])])
     if text is None:
@@ -91,6 +173,17 @@ BAD = {
     "a list of questions": {"key": "x", "qa": []},
     "no option lines": {"key": "x", "video_path": "a.mp4", "qa": [{"question": "Why?", "answer": "A"}]},
     "not an object": 3,
+    "preference pair": {"question": "Q?", "video": "a.mp4", "chosen": "x", "rejected": "y"},
+    '"questions" is not a list': favor(questions={}),
+    'no "options"': favor(questions=[{"question": "Why?", "correct_answer": "A"}]),
+    "no caption": {"video_path": "a.mp4", "motion_caption": 3},
+    'key "video_name"': favor(name=None),
+    "must lie after": talk(video_start=2, video_end=2),
+    "video_end is nan": talk(video_end=float("nan")),
+    "video_start is '1'": talk(video_start="1"),
+    "video_start is True": talk(video_start=True),
+    "fps is 0": talk(video=["a.png"], fps=0),
+    "'../b.png' leaves": talk(video=["../b.png"]),
 }
 
 
