@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-IGNORED = -100  # label of positions that are not learnt
+from vlm_hooks.encoding import IGNORED
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:

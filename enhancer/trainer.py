@@ -1,8 +1,7 @@
 """transformers' Trainer with an alignment loss, parameter groups and a history of every step.
 
-Both losses are normalised over the whole step (all accumulated batches, all processes): the
-answer loss by its tokens, the alignment by its samples. So 1 × 8 and 8 × 1 accumulation give
-the same gradients, whatever a model family says about loss arguments.
+Both losses are normalised over the whole step (all accumulated batches, all processes): the answer loss by its tokens,
+the alignment by its samples. So 1 × 8 and 8 × 1 accumulation give the same gradients, whatever a model family says.
 
 Legend: B samples of a batch, S sequence positions, V vocabulary.
 """
@@ -12,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
+from transformers.integrations import unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback
 
 from enhancer.aligner_steps import AlignerSteps
@@ -37,7 +38,7 @@ from vlm_hooks.capture import capture, check_token_types
 from vlm_hooks.lora import TRAINED_FILE, is_adapter, load_trained, save_trained
 
 ENOUGH_WORDS = 50  # below this, a share of unmatched words says little
-Progress = Any  # Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]
 
 
 class AlignedTrainer(Trainer):
@@ -97,6 +98,7 @@ class AlignedTrainer(Trainer):
         try:
             if start >= self.settings.steps:
                 # already finished: the Trainer would add a step
+                unset_hf_deepspeed_config()
                 self._load_whole(checkpoint)
             else:
                 # around the whole loop, since gradient checkpointing repeats forwards in the backward
@@ -105,6 +107,7 @@ class AlignedTrainer(Trainer):
                 if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                     whole = self.accelerator.get_state_dict(self.model_wrapped)
         finally:
+            unset_hf_deepspeed_config()  # else ZeRO-3 would shard every model that is loaded from now on
             for name, parameter in self.model.named_parameters():
                 if name in required:  # an adapter's are gone with it
                     parameter.requires_grad_(required[name])
@@ -114,9 +117,7 @@ class AlignedTrainer(Trainer):
             # the student is handed back as it came: without the autocast that the Trainer puts around its forward
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.eval()
-        if self.args.world_size > 1:
-            for problems in (self._problems, self._remarks):
-                problems.update({(p.id, p.reason): p for p in gather_object(list(problems.values()))})
+        self._join_notes()
         self._check_words(least=1)
         return start, whole
 
@@ -182,7 +183,8 @@ class AlignedTrainer(Trainer):
         notes, settings = self._notes, self.settings
         weight = settings.alignment.weight_at(self.state.global_step / settings.steps)
         answer = answer_loss(outputs.logits, labels) / num_items_in_batch
-        self._remember(notes)
+        self._problems.update({(p.id, p.reason): p for p in notes.problems})
+        self._remarks.update({(r.id, r.reason): r for r in notes.remarks})
         loss, losses = answer, {"ar": answer}
         self.step_log.add(ar_loss=answer)
         if notes.request is not None:
@@ -191,11 +193,9 @@ class AlignedTrainer(Trainer):
             loss, losses = answer + weight * alignment, {"ar": answer, "alignment": alignment}
         self.step_log.add(loss=loss)
         if not torch.isfinite(loss):
-            raise UserError(
-                f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}, in the batch of the "
-                f"samples {', '.join(notes.ids)}. Lower the learning rates or training.max_grad_norm, or leave out a "
-                "damaged sample; checkpoints before this step are intact."
-            )
+            raise UserError(f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}, in the batch "
+                            f"of the samples {', '.join(notes.ids)}. Lower the learning rates or training.max_grad_norm, "
+                            "or leave out a damaged sample; checkpoints before this step are intact.")
         self._log_gradients(losses)
         return loss
 
@@ -207,10 +207,8 @@ class AlignedTrainer(Trainer):
                                  chosen.normalize, chosen.regrid, chosen.compare_on, chosen.sharpen)
         attention = notes.request.mean()
         if result.words_matched and not attention.requires_grad:
-            raise UserError(
-                "The alignment loss has no gradient: everything that shapes the student's attention is frozen. "
-                "Set training.learning_rate_llm above 0, or training.alignment.weight to 0."
-            )
+            raise UserError("The alignment loss has no gradient: everything that shapes the student's attention is "
+                            "frozen. Set training.learning_rate_llm above 0, or training.alignment.weight to 0.")
         self.step_log.add(words_matched=result.words_matched, words_total=result.words_total,
                           video_mass=result.video_mass * result.words_matched)
         for match in notes.matches:
@@ -242,9 +240,11 @@ class AlignedTrainer(Trainer):
 
     # -- what is kept -----------------------------------------------------------------
 
-    def _remember(self, notes: BatchNotes) -> None:
-        self._problems.update({(p.id, p.reason): p for p in notes.problems})
-        self._remarks.update({(r.id, r.reason): r for r in notes.remarks})
+    def _join_notes(self) -> None:
+        """What any process has noted of samples is known to all of them."""
+        if self.args.world_size > 1:
+            for notes in (self._problems, self._remarks):
+                notes.update({(p.id, p.reason): p for p in gather_object(list(notes.values()))})
 
     def finish_step(self, learning_rate: float, seconds: float) -> None:
         """The step's row of the history, and the progress that process 0 shows."""
@@ -256,6 +256,7 @@ class AlignedTrainer(Trainer):
 
     def complete(self, checkpoint: Path) -> None:
         """Add what the Trainer does not save; the marker comes last, when every process has written its part."""
+        self._join_notes()
         if self.is_world_process_zero():
             self.aligner_steps.save(checkpoint)
         self.accelerator.wait_for_everyone()

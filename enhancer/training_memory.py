@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from enhancer.launch import launch_file
 from enhancer.train_settings import TrainSettings
 
 PATCHES = 4  # patches that the merger joins to a visual token, in every family
@@ -56,7 +57,7 @@ def training_memory(
     config = student.model.config
     gathered = 0.0
     if settings.sharded:
-        whole = settings.deepspeed and "zero2" in settings.deepspeed
+        whole = _keeps_whole_weights(settings)
         gathered = 0.0 if whole else 2 * size * parameters / max(config.get_text_config().num_hidden_layers, 1)
         weights = weights if whole else weights / processes
         gradients, optimizer = gradients / processes, optimizer / processes
@@ -71,6 +72,13 @@ def training_memory(
         activations += samples * PATCHES * visual * _layers(vision, e, size, settings.gradient_checkpointing)
     logits = LOGIT_COPIES * samples * tokens * text.vocab_size * e
     return TrainingMemory(parameters, number, weights, gradients, optimizer, activations, logits, gathered)
+
+
+def _keeps_whole_weights(settings: TrainSettings) -> bool:
+    """Whether each device has all weights: ZeRO shards them from its stage 3 on."""
+    if not settings.deepspeed:
+        return False
+    return launch_file(settings.deepspeed, "training.deepspeed").get("zero_optimization", {}).get("stage", 0) < 3
 
 
 def skeleton_student(name: str) -> Any:

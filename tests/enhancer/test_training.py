@@ -418,6 +418,19 @@ def test_an_alignment_that_can_teach_nothing_stops_the_run(samples, cache, tmp_p
             run(samples, tmp_path, cache)
 
 
+def test_models_that_are_loaded_after_a_zero3_training_are_whole(samples, cache, tmp_path):
+    """transformers shards every model that it loads while the settings of a ZeRO-3 training are known to it."""
+    from transformers.integrations import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
+
+    class Zero3:
+        def is_zero3(self):
+            return True
+
+    known = Zero3()
+    run(samples, tmp_path, cache, replace(LAMBDA0, steps=1), None, progress=lambda *_: set_hf_deepspeed_config(known))
+    assert not is_deepspeed_zero3_enabled()
+
+
 def test_settings_that_do_not_fit_the_student(samples, cache, tmp_path):
     with pytest.raises(UserError, match="decoder layers 0 to 2"):
         run(samples, tmp_path, cache, replace(FAST, alignment=AlignmentSettings(layers=[3])))

@@ -77,7 +77,7 @@ def test_activations_are_what_autograd_keeps(folder, checkpointing):
         assert estimate.activations > kept * 0.8
 
 
-def test_what_each_choice_saves(folder):
+def test_what_each_choice_saves(folder, tmp_path):
     def of(processes=1, **changes):
         student, settings = skeleton_student(str(folder)), replace(SETTINGS, **changes)
         return training_memory(student, settings, "float32", 500, 400, processes)
@@ -94,6 +94,9 @@ def test_what_each_choice_saves(folder):
     assert sharded.weights == plain.weights / 4 and sharded.optimizer == plain.optimizer / 4
     two = of(4, deepspeed="launch/zero2.json")
     assert two.weights == plain.weights and two.gradients == plain.gradients / 4
+    own = tmp_path / "zero2-and-more.json"  # what is in the file counts, and not its name
+    own.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    assert of(4, deepspeed=str(own)).weights == plain.weights / 4
     assert of(4).total > plain.total  # DDP keeps whole copies and its buckets
 
 
