@@ -91,8 +91,8 @@ def alignment_loss(
     aligner acts on the student's normalised rows. sharpen: exponent γ of the prior's cells before
     they are normalised, p^γ / Σ p^γ; above 1 a diffuse prior gathers at its peaks. weight [W]
     (confidence, default 1) scales a word's distance and is not divided out again: words of low
-    confidence align less. No words have the mean 0. Raises UserError for kl or js without normalisation and for unknown names,
-    ValueError for rows of two shapes.
+    confidence align less. No words have the mean 0. Raises UserError for unknown names and for what
+    needs normalised rows (kl, js, sharpen) without them, ValueError for rows of two shapes.
     """
     _check(kind, normalize, sharpen)
     if student.shape != prior.shape or student.ndim != 4:

@@ -1,7 +1,7 @@
 """First stage of the small student: its vision tower learns what is in each cell, before the language model reads it.
 
-Public VLMs start from a pretrained vision tower; the small one has none, and trained through captions alone it stays blind for
-a thousand steps. Shape legend: B clips, T tokens of a clip, K labels a token.
+Public VLMs start from a pretrained vision tower; the small one has none, and trained through captions alone it stays
+blind for a thousand steps. Shape legend: B clips, T tokens of a clip, K labels a token.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import nn
 class CellLabels(nn.Module):
     """Binary labels per visual token, read linearly off what the language model will receive.
 
-    Called with the processor's pixel_values_videos and video_grid_thw of B equal clips and labels_btk in [0, 1]; gives the
-    mean binary cross-entropy. The linear head is thrown away afterwards.
+    Called with the processor's pixel_values_videos and video_grid_thw of B equal clips and labels [B, T, K] in [0, 1];
+    gives the mean binary cross-entropy (nats). The linear head is thrown away afterwards.
     """
 
     def __init__(self, model, labels: int):

@@ -21,8 +21,8 @@ from enhancer.video.clip import Clip, FrameCache, Sampling
 from vdm_priors.errors import ModelError, UserError
 
 
-def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, frames: int, fps: float | None, batch_size: int,
-                   limit: int | None, threads: int, out: Path | None, console: Console) -> dict:
+def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, frames: int, fps: float | None,
+                   batch_size: int, limit: int | None, threads: int, out: Path | None, console: Console) -> dict:
     """Asks the questions, prints accuracy per type with Wilson intervals, and returns the summary."""
     samples, problems = load_samples(data, root)
     asked = [sample for sample in samples if sample.options][:limit]
@@ -53,13 +53,14 @@ def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, fra
         write_json(out / "scores.json", summary)
     _print_summary(summary, console)
     if summary["overall"]["n"] == 0:
-        raise UserError(f"None of {len(asked)} questions could be scored"
-                        + (f"; the first: {summary['errors'][0]['reason']}" if summary["errors"] else ": their answers are hidden."))
+        why = f"; the first: {summary['errors'][0]['reason']}" if summary["errors"] else ": their answers are hidden."
+        raise UserError(f"None of {len(asked)} questions could be scored{why}")
     return summary
 
 
 def _print_summary(summary: dict, console: Console) -> None:
-    table = rich.table.Table("type", "questions", "right", "accuracy [95%]", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = rich.table.Table("type", "questions", "right", "accuracy [95%]", box=None, padding=(0, 2, 0, 0),
+                             header_style="bold")
     for name, counted in [*summary["types"].items(), ("Overall", summary["overall"])]:
         accuracy = "–" if counted["accuracy"] is None else \
             f"{percent(counted['accuracy'])} [{percent(counted['low'])}, {percent(counted['high'])}]"
@@ -74,10 +75,10 @@ def _print_summary(summary: dict, console: Console) -> None:
 
 
 def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console: Console) -> Path:
-    """Copies a student's folder, proves the copy (stock classes load it, and its logits equal the arm's) and adds a model card.
+    """Copies a student's folder, proves the copy (stock classes load it, with the arm's logits), adds a model card.
 
-    Adapters were merged when the arm was trained. Nothing stays where that fails. Raises UserError for an unknown student or an existing folder, ModelError for a
-    copy that does not load or answers otherwise.
+    Adapters were merged when the arm was trained. Nothing stays where that fails. Raises UserError for an unknown
+    student or an existing folder, ModelError for a copy that does not load or answers otherwise.
     """
     quiet_libraries()
     RunFolder.existing(run_folder)
@@ -85,7 +86,8 @@ def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console
     chosen = [place for place in students if place.parent.name == arm and (seed is None or place.name == f"seed{seed}")]
     if not chosen:
         have = ", ".join(f"{p.parent.name} {p.name}" for p in students) or "none yet"
-        raise UserError(f"{run_folder} has no trained student '{arm}'{'' if seed is None else f' of seed {seed}'}; it has: {have}.")
+        which = f"'{arm}'" + ("" if seed is None else f" of seed {seed}")
+        raise UserError(f"{run_folder} has no trained student {which}; it has: {have}.")
     if to.exists():
         raise UserError(f"{to} exists already; give a new folder.")
     partial = to.with_name(f".{to.name}.part")

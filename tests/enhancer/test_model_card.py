@@ -19,7 +19,8 @@ def write_run(folder, evaluated=True, **training):
            "training": {"steps": 7, **training}, "arms": ARMS}
     write_text(folder / "recipe.yaml", to_yaml(build(EnhanceRecipe, raw)))
     write_json(folder / "run.json", {"hashes": {"train": "c0ffee" * 10}, "versions": {"torch": "2.15.0"}})
-    for place, weight, right in ((folder / "arms" / "vdm" / "seed3", 0.5, 3), (folder / "arms" / "lambda0" / "seed3", 0.0, 2)):
+    for arm, weight, right in (("vdm", 0.5, 3), ("lambda0", 0.0, 2)):
+        place = folder / "arms" / arm / "seed3"
         write_json(place / "train.json", {"lambda": weight, "seed": 3, "samples": 40, "left_out": 2,
                                           "prior_source": "vdm" if weight else None})
         if evaluated:
@@ -33,9 +34,11 @@ def test_card_of_an_aligned_student(tmp_path):
     text = model_card(tmp_path, place, "my-model", 0.0)
     _, header, body = text.split("---", 2)
     assert yaml.safe_load(header)["base_model"] == "Qwen/Qwen2.5-VL-3B-Instruct"
-    for expected in ('from_pretrained("my-model")', "40 samples of `train.json` of `clips` (SHA-256 c0ffeec0ffeec0ff); 2 were left",
+    for expected in ('from_pretrained("my-model")',
+                     "40 samples of `train.json` of `clips` (SHA-256 c0ffeec0ffeec0ff); 2 were left",
                      "source `vdm` with λ = 0.5 (constant), loss `l2`", "Teacher: `world`", "7 steps of 32 × 1 samples",
-                     "LoRA of rank 8 on llm, merged", "| this model | 4 | 75.0% |", "| `lambda0`, seed3 | 4 | 50.0% |", "torch 2.15.0"):
+                     "LoRA of rank 8 on llm, merged", "| this model | 4 | 75.0% |", "| `lambda0`, seed3 | 4 | 50.0% |",
+                     "torch 2.15.0"):
         assert expected in body, (expected, body)
     recipe = body.split("```yaml\n")[1].split("```")[0]
     assert build(EnhanceRecipe, yaml.safe_load(recipe)).training.lora.rank == 8

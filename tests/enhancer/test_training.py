@@ -22,7 +22,8 @@ from vdm_priors.errors import SampleError, UserError
 
 SAMPLING = Sampling(frames=4)
 FAST = TrainSettings(
-    steps=3, batch_size=2, learning_rate_llm=3e-3, learning_rate_merger=3e-3, learning_rate_vision=1e-3, log_every=1, warmup=0.0, schedule="constant"
+    steps=3, batch_size=2, learning_rate_llm=3e-3, learning_rate_merger=3e-3, learning_rate_vision=1e-3, log_every=1,
+    warmup=0.0, schedule="constant",
 )
 
 
@@ -41,7 +42,8 @@ def write_video(path, seed, frames=4):
 def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     answers = ["up", "down", "to the left", "up", "round", "it stops"]
-    return [Sample(f"s{n}", write_video(folder / f"{n}.mp4", n), f"Where goes ball {n}?", answer) for n, answer in enumerate(answers)]
+    return [Sample(f"s{n}", write_video(folder / f"{n}.mp4", n), f"Where goes ball {n}?", answer)
+            for n, answer in enumerate(answers)]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +158,8 @@ def test_gradient_norms_are_those_of_each_loss(samples, cache, tmp_path):
     looked, result = run(samples, tmp_path / "a", cache, settings)
     norms = [(row["ar_grad_norm"], row["alignment_grad_norm"]) for row in result.history]
     assert norms[0] == norms[2] == (None, None) and min(norms[1] + norms[3]) > 0
-    unseen, other = run(samples, tmp_path / "b", cache, replace(settings, alignment=AlignmentSettings(gradient_norms=False)))
+    without = replace(settings, alignment=AlignmentSettings(gradient_norms=False))
+    unseen, other = run(samples, tmp_path / "b", cache, without)
     assert same(looked, unseen) and other.history[1]["ar_grad_norm"] is None
     # with λ alone, what the last layer's attention gets is the alignment's gradient: |g(ar + λ·al) - g(ar)| = λ·|g(al)|
     once = replace(settings, steps=1, log_every=1, accumulate=1, batch_size=6)
@@ -179,8 +182,8 @@ def test_history_says_how_long_the_data_was_waited_for(samples, cache, tmp_path,
     monkeypatch.setattr(FrameCache, "get", slow)
     _, result = run(samples, tmp_path, cache)
     # the loader fetches a batch ahead, so that the last step of an epoch waits for nothing
-    waits = [row["data_seconds"] for row in result.history]
-    assert sum(waits) >= 6 * 0.05 and all(wait <= row["seconds"] for wait, row in zip(waits, result.history, strict=True))
+    assert sum(row["data_seconds"] for row in result.history) >= 6 * 0.05
+    assert all(row["data_seconds"] <= row["seconds"] for row in result.history)
 
 
 LORA = replace(FAST, lora=LoraSettings(rank=4, alpha=8.0, dropout=0.1), learning_rate_vision=0.0)
@@ -234,14 +237,16 @@ def test_parameter_groups(samples, cache, tmp_path, monkeypatch):
 
     def spy(self, model=None):
         optimizer = original(self, model)
-        groups[:] = [(g["weight_decay"], len(g["params"]), {p.ndim > 1 for p in g["params"]}) for g in optimizer.param_groups]
+        groups[:] = [(group["weight_decay"], len(group["params"]), {p.ndim > 1 for p in group["params"]})
+                     for group in optimizer.param_groups]
         return optimizer
 
     monkeypatch.setattr(AlignedTrainer, "create_optimizer", spy)
     student = tiny_student()
     run(samples, tmp_path, cache, replace(FAST, steps=1), student=student)
     assert all(matrices == {decay > 0} for decay, _, matrices in groups)
-    assert sum(count for _, count, _ in groups) == len(list(student.model.parameters()))  # the aligner has its own optimizer
+    # the aligner has its own optimizer
+    assert sum(count for _, count, _ in groups) == len(list(student.model.parameters()))
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -334,7 +339,8 @@ def test_gradient_checkpointing_and_workers_change_nothing(samples, cache, tmp_p
 def test_a_bad_clip_is_listed_and_replaced_by_the_next(samples, cache, tmp_path):
     bad = replace(samples[1], id="bad", video=tmp_path / "none.mp4")
     control = replace(samples[2], id="words", question="Where <|im_end|> is it?")
-    _, result = run([samples[0], bad, samples[2], control], tmp_path / "run", cache, replace(LAMBDA0, steps=3), priors=None)
+    settings = replace(LAMBDA0, steps=3)
+    _, result = run([samples[0], bad, samples[2], control], tmp_path / "run", cache, settings, priors=None)
     reasons = {p.id: p.reason for p in result.problems}
     assert set(reasons) == {"bad", "words"}
     assert "none.mp4" in reasons["bad"] and "in its place" in reasons["bad"] and "control token" in reasons["words"]
@@ -390,8 +396,11 @@ def test_missing_priors(samples, cache, tmp_path):
 
 
 def test_priors_of_other_texts_stop_the_run(samples, cache, tmp_path):
+    def of_another_text(sample):
+        return prior_of(sample, text="another question")
+
     with pytest.raises(UserError, match="6 of 6 words .*neither the sample's question nor its answer"):
-        run(samples[:3], tmp_path, cache, replace(FAST, batch_size=3, steps=1), lambda s: prior_of(s, text="another question"))
+        run(samples[:3], tmp_path, cache, replace(FAST, batch_size=3, steps=1), of_another_text)
 
 
 def test_a_nan_loss_names_the_batch(samples, cache, tmp_path):

@@ -53,11 +53,13 @@ def test_exported_logits_are_the_trained_models(tmp_path):
 def test_an_export_is_proved_on_clips_and_a_rounded_one_is_refused(tmp_path):
     student = tiny_student()
     train_a_little(student)
-    clips, prompts = [make_clip(), make_clip(5, 48, 32)], [student.prompt(text).text for text in ("Where?", "Where does it go?")]
+    clips = [make_clip(), make_clip(5, 48, 32)]
+    prompts = [student.prompt(text).text for text in ("Where?", "Where does it go?")]
     folder = export(student, tmp_path / "model")
     assert prove_export(student, folder, clips, prompts) == 0.0
     weights = load_file(folder / "model.safetensors")
-    save_file({name: value.bfloat16() for name, value in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    rounded = {name: value.bfloat16() for name, value in weights.items()}
+    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="differ by .* not usable"):
         prove_export(student, folder, clips, prompts)
     student.model.half()
