@@ -14,6 +14,7 @@ from typing import Any
 
 from enhancer.launch import launch_file
 from enhancer.train_settings import TrainSettings
+from vdm_priors.errors import RecipeError
 
 PATCHES = 4  # patches that the merger joins to a visual token, in every family
 MOMENTS = 2  # of AdamW
@@ -75,10 +76,14 @@ def training_memory(
 
 
 def _keeps_whole_weights(settings: TrainSettings) -> bool:
-    """Whether each device has all weights: ZeRO shards them from its stage 3 on."""
+    """Whether each device has all weights though there is sharding: ZeRO shards them from its stage 3 on."""
     if not settings.deepspeed:
         return False
-    return launch_file(settings.deepspeed, "training.deepspeed").get("zero_optimization", {}).get("stage", 0) < 3
+    try:
+        chosen = launch_file(settings.deepspeed, "training.deepspeed")
+    except RecipeError:  # which preflight lists among the faults
+        return False
+    return chosen.get("zero_optimization", {}).get("stage", 0) < 3
 
 
 def skeleton_student(name: str) -> Any:

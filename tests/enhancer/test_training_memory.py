@@ -97,6 +97,7 @@ def test_what_each_choice_saves(folder, tmp_path):
     own = tmp_path / "zero2-and-more.json"  # what is in the file counts, and not its name
     own.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     assert of(4, deepspeed=str(own)).weights == plain.weights / 4
+    assert of(4, deepspeed="nowhere.json").total > 0  # preflight says that there is no such file
     assert of(4).total > plain.total  # DDP keeps whole copies and its buckets
 
 
