@@ -107,7 +107,9 @@ def test_one_real_video(videos, tmp_path, name):
     video = videos / f"{name}.mp4"
     out = call("extract", "--video", video, "--text", TEXT, "--out", tmp_path, *KEYS)
     (stored,) = tmp_path.glob("*/*.safetensors")
-    assert f"stored: {stored}" in out and "4 words × 3 frames × 8 rows × 8 columns" in out
+    words = ", ".join(word.text for word in MotionPrior.load(stored).words)
+    assert f"stored: {stored}" in out
+    assert f"4 words ({words}) × 3 frames × 8 rows × 8 columns" in " ".join(out.split())  # lines are wrapped
     seconds = check_prior(MotionPrior.load(stored), video)
     said = re.search(r"sampled 9 frames of (\S+) s, at seconds ([\d., ]+?) [a-z]", out)
     assert float(said[1]) == pytest.approx(shown_in_the_middle_of_bins(video)[1], abs=0.01)
