@@ -1,4 +1,7 @@
-"""Qwen2.5-VL as a student: prompts, batches, labels, where visual tokens lie, parameter parts."""
+"""Qwen2.5-VL as a student: prompts, batches, labels, where visual tokens lie.
+
+What it has in common with every family is in test_families.py and test_families_geometry.py.
+"""
 
 from __future__ import annotations
 
@@ -84,14 +87,6 @@ def test_options_are_lettered_after_the_question(small):
         small.prompt("Which?", ["x"] * 27)
 
 
-@pytest.mark.parametrize("text", ["a <|video_pad|> b", "<|im_end|>", "x<|image_pad|>"])
-def test_control_tokens_in_a_text_are_refused(small, text):
-    with pytest.raises(SampleError, match="control token"):
-        small.prompt(text)
-    with pytest.raises(SampleError, match="control token"):
-        small.encode([make_clip()], [small.prompt("q?").text], [text])
-
-
 def test_a_template_without_the_video_is_refused(small):
     template = small.processor.chat_template
     small.processor.chat_template = "{{ messages[0]['content'][1]['text'] }}"
@@ -167,18 +162,6 @@ def test_model_runs_on_the_batch_with_m_rope(small):
         assert not torch.equal(small.model(**inputs).logits, small.model(**flat).logits)
 
 
-def test_padding_does_not_change_a_sample(small):
-    clips = [make_clip(4), make_clip(4, seed=1)]
-    prompts = [small.prompt("Where?").text, small.prompt("Where does it go from here?").text]
-    alone = small.encode(clips[:1], prompts[:1]).inputs
-    for side in ("right", "left"):
-        both = small.encode(clips, prompts, padding_side=side).inputs
-        real = both["attention_mask"][0].bool()
-        with torch.no_grad():
-            padded = small.model(**both).logits[0][real]
-            torch.testing.assert_close(padded, small.model(**alone).logits[0], atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("times", "duration", "seconds"),
     [([0.0, 0.5, 1.0, 1.5], 2.0, 1.0), ([1.0, 1.1, 1.2], 9.0, 0.2), ([0.0], 3.0, 6.0)],
@@ -187,18 +170,6 @@ def test_seconds_per_grid_are_the_true_ones(small, times, duration, seconds):
     clip = Clip(make_clip(len(times)).frames, times, duration)
     inputs = small.encode([clip], [small.prompt("q?").text]).inputs
     assert inputs["second_per_grid_ts"].tolist() == pytest.approx([seconds])
-
-
-def test_too_long_a_sample_is_named_and_nothing_is_cut(small):
-    prompts = [small.prompt("q?").text] * 2
-    clips = [make_clip(2), make_clip(8)]
-    names = ["clip-a", "clip-b"]
-    longest = int(small.encode(clips, prompts).inputs["attention_mask"].sum(dim=1).max())
-    message = f"clip-b has {longest} tokens .24 visual tokens of 8 frames.*sampling.frames"
-    with pytest.raises(SampleError, match=message):
-        small.encode(clips, prompts, names=names, max_length=longest - 1)
-    small.encode(clips, prompts, names=names, max_length=longest)
-    assert small.max_length == 2048
 
 
 # --- where visual tokens lie ---------------------------------------------------------------
@@ -307,19 +278,3 @@ def test_words_of_the_question_are_found_in_the_encoded_batch(student):
     for index, positions in match.pairs:
         tokens = encoding.inputs["input_ids"][0, positions]
         assert student.tokenizer.decode(tokens).strip(" ?") == words[index].text
-
-
-# --- parameters ----------------------------------------------------------------------------
-
-
-def test_parts_cover_every_parameter_once(small):
-    model = small.model
-    parts = small.parts()
-    assert list(parts) == ["vision", "merger", "llm"]
-    named = [name for part in parts.values() for name, _ in part]
-    assert sorted(named) == sorted(name for name, _ in model.named_parameters())
-    assert len({id(p) for part in parts.values() for _, p in part}) == len(named)
-    visual = {id(p) for p in model.model.visual.parameters()}
-    merger = {id(p) for p in model.model.visual.merger.parameters()}
-    assert {id(p) for _, p in parts["merger"]} == merger
-    assert {id(p) for _, p in parts["vision"]} == visual - merger
