@@ -25,6 +25,7 @@ from enhancer.shipped import student_path, torch_device
 from enhancer.table import BASE
 from enhancer.training import remove_checkpoints, train
 from enhancer.video.clip import FrameCache
+from enhancer.video.guard import clip_reader
 from vdm_priors.errors import StoreError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore
@@ -100,7 +101,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     student = loaded_student(student_path(recipe.student.model), recipe)
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
         result = train(student, samples, settings, place, priors=priors, sampling=recipe.student.sampling.sampling(),
-                       frame_cache=FrameCache(), progress=bar, seed=seed)
+                       frame_cache=FrameCache(read=clip_reader(recipe.data.timeout, run)), progress=bar, seed=seed)
     if Process.this().rank > 0:
         return []
     if result.start_step:
@@ -108,7 +109,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     with readable_write_errors(place):
         shutil.rmtree(place / "model", ignore_errors=True)
         export(student, place / "model")
-    difference = _export_difference(student, place / "model", recipe, samples)
+    difference = _export_difference(student, place / "model", run, recipe, samples)
     remove_checkpoints(place)
     write_lines(place / "remarks.jsonl", [dataclasses.asdict(remark) for remark in result.remarks])
     write_json(place / "train.json", {
@@ -118,12 +119,12 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     return result.problems
 
 
-def _export_difference(student: Any, folder: Path, recipe: EnhanceRecipe, samples: list[Sample]) -> float:
+def _export_difference(student: Any, folder: Path, run: Path, recipe: EnhanceRecipe, samples: list[Sample]) -> float:
     """Largest difference of the exported student's logits from the trained one's, on the first samples it can take.
 
     Raises ModelError where it is more than rounding; the training's checkpoints, if it keeps any, are still there then.
     """
-    clips, prompts, frames = [], [], FrameCache()
+    clips, prompts, frames = [], [], FrameCache(read=clip_reader(recipe.data.timeout, run))
     for sample in samples:
         try:
             prompt = student.prompt(sample.question).text
@@ -147,7 +148,8 @@ def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, s
     folder = student_path(recipe.student.model) if arm == BASE else str(place / "model")
     student = loaded_student(folder, recipe)
     with console.bar("evaluate", len(samples), "question") as bar:
-        rows = evaluate(student, samples, sampling=recipe.student.sampling.sampling(), frame_cache=FrameCache(),
+        frames = FrameCache(read=clip_reader(recipe.data.timeout, run))
+        rows = evaluate(student, samples, sampling=recipe.student.sampling.sampling(), frame_cache=frames,
                         batch_size=recipe.evaluate.batch_size, protocol=recipe.evaluate.protocol, progress=bar)
     write_lines(place / "answers.jsonl", rows)
     write_json(place / "scores.json", summarise(rows))

@@ -26,8 +26,9 @@ from enhancer.runfolder import readable_write_errors
 from enhancer.shipped import student_path
 from enhancer.sources import build_source, shared_text
 from enhancer.table import BASE
-from enhancer.video.clip import Clip, read_clip
+from enhancer.video.clip import Clip, FrameCache
 from enhancer.video.footage import files_of
+from enhancer.video.guard import clip_reader
 from vdm_priors.errors import UserError
 from vdm_priors.extract import extract_priors
 from vdm_priors.grid import TokenGrid
@@ -53,12 +54,13 @@ def write_examples(run: Path, recipe: EnhanceRecipe, data: Any, console: Console
     students += [(arm.name, str(arm_folder(run, arm.name, recipe.seeds[0]) / "model")) for arm in recipe.arms]
     with console.bar("examples", len(chosen) * (1 + len(students)), "map") as bar:
         examples, problems = _priors(run, recipe, data, chosen, bar)
+        frames = FrameCache(read=clip_reader(recipe.data.timeout, run))
         for name, folder in students:  # one student in memory at a time
             student = loaded_student(folder, recipe)
             student.model.eval()
             for example in list(examples):
                 try:
-                    clip = read_clip(example.sample.video, recipe.student.sampling.sampling())
+                    clip = frames.get(example.sample.video, recipe.student.sampling.sampling())
                     rows, grid = attention_rows(student, example.sample, clip, example.prior)
                 except UserError as error:
                     examples.remove(example)
@@ -100,9 +102,9 @@ def _priors(run: Path, recipe: EnhanceRecipe, data: Any, chosen: list[Sample], b
     for sample in chosen:
         try:
             if teacher is not None:
-                example = _from_teacher(teacher, recipe, sample)
+                example = _from_teacher(teacher, recipe, context, sample)
             else:
-                example = _from_source(sources[0], context, recipe, sample)
+                example = _from_source(sources[0], context, sample)
             examples.append(example)
         except UserError as error:
             problems.append(Problem(sample.id, str(error)))
@@ -110,8 +112,8 @@ def _priors(run: Path, recipe: EnhanceRecipe, data: Any, chosen: list[Sample], b
     return examples, problems
 
 
-def _from_teacher(teacher: Any, recipe: EnhanceRecipe, sample: Sample) -> _Example:
-    clip = read_clip(sample.video, recipe.teacher.sampling.sampling())
+def _from_teacher(teacher: Any, recipe: EnhanceRecipe, context: Any, sample: Sample) -> _Example:
+    clip = context.frames.get(sample.video, context.sampling)
     size = tuple(recipe.teacher.size) if recipe.teacher.size else None
     settings = dataclasses.replace(recipe.teacher.extraction, reconstruction=True)  # the report shows it
     text = shared_text(sample, recipe.teacher.text)
@@ -124,13 +126,13 @@ def _from_teacher(teacher: Any, recipe: EnhanceRecipe, sample: Sample) -> _Examp
     return _Example(sample, kept.prior, "vdm", tensors, clip.times, {"prior": kept.prior.grid.to_dict()})
 
 
-def _from_source(name: str, context: Any, recipe: EnhanceRecipe, sample: Sample) -> _Example:
+def _from_source(name: str, context: Any, sample: Sample) -> _Example:
     prior = next(result for _, result in build_source(name, context).extract([sample]))
     if isinstance(prior, Problem):
         raise UserError(prior.reason)
-    clip = read_clip(sample.video, recipe.teacher.sampling.sampling())
-    return _Example(sample, prior, name, {"frames": torch.from_numpy(clip.frames), f"prior/{name}": prior.maps}, clip.times,
-                    {"prior": prior.grid.to_dict()})
+    clip = context.frames.get(sample.video, context.sampling)
+    tensors = {"frames": torch.from_numpy(clip.frames), f"prior/{name}": prior.maps}
+    return _Example(sample, prior, name, tensors, clip.times, {"prior": prior.grid.to_dict()})
 
 
 @torch.no_grad()

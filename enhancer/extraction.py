@@ -20,6 +20,7 @@ from enhancer.runfolder import RunFolder, report_skipped, write_json
 from enhancer.shipped import teacher_path, torch_device
 from enhancer.sources import FillReport, SourceContext, SourceSpec, build_spec, fill_store
 from enhancer.video.clip import FrameCache
+from enhancer.video.guard import clip_reader
 from vdm_priors.errors import ModelError, UserError
 from vdm_priors.fingerprint import fingerprint
 from vdm_priors.store import PriorStore
@@ -93,7 +94,7 @@ def source_contexts(run: Path, recipe: EnhanceRecipe, samples: list[Sample], tru
 
     used = used_teachers(recipe)
     shared = PriorStore(store or store_folder(run, recipe))
-    frames = FrameCache()
+    frames = FrameCache(read=clip_reader(recipe.data.timeout, run))
     return {name: _source_context(recipe, teacher, name in used, samples, truth, console, shared, frames)
             for name, teacher in {"": recipe.teacher, **used}.items()}
 

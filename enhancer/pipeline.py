@@ -87,7 +87,7 @@ def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str, toget
 
         console.step("Preflight")
         with run.step("preflight"):
-            print_preflight(preflight(recipe, data, probe_limit=64, trains=until != "priors"), console)
+            print_preflight(preflight(recipe, data, probe_limit=64, trains=until != "priors", run=run.folder), console)
 
         console.step("Priors")
         with run.step("priors"):

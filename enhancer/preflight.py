@@ -9,6 +9,7 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from enhancer.runfolder import existing_folder
 from enhancer.shipped import torch_device, weights_bytes
 from enhancer.sources import SourceSpec, shared_text
 from enhancer.sources.oracle import ROWS
-from enhancer.video.clip import Sampling, read_clip
+from enhancer.video.clip import Clip, Sampling
 from enhancer.video.footage import Video, files_of
+from enhancer.video.guard import clip_reader
 from vdm_priors.errors import ModelError, RecipeError, UserError
 
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
@@ -50,12 +52,13 @@ class Preflight:
 
 
 def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, console: Console | None = None,
-              offline: bool = False, unmade_clips: int = 0, trains: bool = True) -> Preflight:
+              offline: bool = False, unmade_clips: int = 0, trains: bool = True, run: Path | None = None) -> Preflight:
     """Estimates for read data. probe_limit: how many clips are opened (None: all).
 
     offline: a student that only the hub knows, out of reach now, is a warning and not a fault.
     unmade_clips: how many clips the run will write, of which `data` holds a few for a look.
     trains: False where the run ends with its priors, so that students need no disk.
+    run: the folder whose quarantine list is kept; None lists nothing.
     """
     from enhancer.extraction import needed_sources
 
@@ -66,7 +69,8 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
         teacher_costs(recipe.teacher, models.skeleton, report)
     check_further_teachers(recipe, report)
     samples = [*data.train, *data.test]
-    looks = _probe(samples, recipe.student.sampling.sampling(), report, probe_limit, console)
+    read = clip_reader(recipe.data.timeout, run)
+    looks = _probe(samples, recipe.student.sampling.sampling(), read, report, probe_limit, console)
     longest = _student_tokens(recipe, models.student, samples, looks, report, offline)
     _memory(recipe, models, *longest, report)
     clips = unmade_clips * _mean([sum(file.stat().st_size for file in files_of(video)) for video in looks])
@@ -103,8 +107,8 @@ class _Look:
     times: tuple[float, ...]
 
 
-def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: int | None,
-           console: Console | None) -> dict[Video, _Look]:
+def _probe(samples: list[Sample], sampling: Sampling, read: Callable[[Video, Sampling], Clip], report: Preflight,
+           limit: int | None, console: Console | None) -> dict[Video, _Look]:
     """Opens the clips, or `limit` of them from the whole length of the data."""
     looks = {}
     first_of = {sample.video: sample for sample in reversed(samples)}
@@ -112,7 +116,7 @@ def _probe(samples: list[Sample], sampling: Sampling, report: Preflight, limit: 
     with (console or Console(quiet=True)).bar("opening clips", len(videos), "clip") as bar:
         for video in videos:
             try:
-                clip = read_clip(video, sampling)
+                clip = read(video, sampling)
                 looks[video] = _Look(clip.frames.shape[:3], tuple(clip.times))
             except UserError as error:
                 report.problems.append(Problem(first_of[video].id, str(error)))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vdm_priors.errors import ClipError
-from vdm_priors.store import content_key, file_digest
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PICTURES_A_SECOND = 2.0  # where a list of pictures does not say; what Qwen's tools assume
@@ -52,6 +51,8 @@ def video_digest(video: Video) -> str:
 
     Raises StoreError if a file cannot be read.
     """
+    from vdm_priors.store import content_key, file_digest  # needs torch, and a decoder's process does not
+
     if not isinstance(video, Footage):
         return file_digest(video)
     files = [file_digest(file) for file in video.files]
@@ -66,7 +67,9 @@ def coded_span(video: Video, start: float, end: float | None) -> tuple[Path, flo
     if not isinstance(video, Footage):
         return Path(video), start, end
     if video.fps is not None:
-        raise ClipError(f"{video}: pictures hold no codec's motion. Take another source's priors, or give a video file.")
+        raise ClipError(
+            f"{video}: pictures hold no codec's motion. Take another source's priors, or give a video file."
+        )
     return video.files[0], *within(video, start, end)
 
 

@@ -59,7 +59,9 @@ class FrameIndex:
     notes: list[str] = field(default_factory=list)
 
 
-def choose_frames(path: Path, index: FrameIndex, sampling: Sampling, notes: list[str]) -> tuple[list[int], list[float]]:
+def choose_frames(
+    path: Path, index: FrameIndex, sampling: Sampling, notes: list[str]
+) -> tuple[list[int], list[float]]:
     """Indices and times of the sampled frames; the times rise strictly. Remarks are added to `notes`.
 
     ClipError, naming `path`, where the range is empty or has too few frames.
