@@ -34,7 +34,9 @@ class Together:
         import torch.distributed as dist
         from accelerate import PartialState
 
-        PartialState(cpu=device == "cpu")  # the group of the training, which transformers' Trainer finds
+        # The group of the training, which transformers' Trainer finds. On GPUs also for tensors in main memory, as
+        # accelerate opens it where FSDP2 keeps whole state dicts: the Trainer cannot ask for that any more.
+        PartialState(cpu=True) if device == "cpu" else PartialState(backend="cuda:nccl,cpu:gloo")
         yield cls(process, dist.new_group(backend="gloo", timeout=PATIENCE))
         dist.destroy_process_group()  # not after an error: the others may never come to it
 

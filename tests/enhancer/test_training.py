@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import av
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from enhancer import train_settings
 from enhancer.collate import NOTES, Collator, PriorCache, TrainingClips, check_texts, match_prior
 from enhancer.data.samples import Sample
 from enhancer.training import AlignmentSettings, LoraSettings, TrainSettings, remove_checkpoints, train
@@ -19,6 +20,9 @@ from enhancer.video.clip import FrameCache, Sampling
 from tests.enhancer.priors import prior_of
 from tests.vlm_hooks.tiny_student import tiny_student
 from vdm_priors.errors import SampleError, UserError
+from vlm_hooks.aligners import ALIGNERS
+from vlm_hooks.alignment import GRIDS, LOSSES, NORMALIZATIONS
+from vlm_hooks.student import PARTS
 
 SAMPLING = Sampling(frames=4)
 FAST = TrainSettings(
@@ -438,6 +442,14 @@ def test_models_that_are_loaded_after_a_zero3_training_are_whole(samples, cache,
     known = Zero3()
     run(samples, tmp_path, cache, replace(LAMBDA0, steps=1), None, progress=lambda *_: set_hf_deepspeed_config(known))
     assert not is_deepspeed_zero3_enabled()
+
+
+def test_a_recipes_choices_are_all_that_there_is():
+    """They are written again beside the keys, so that reading a recipe imports no torch."""
+    choices = {key.name: key.metadata["choices"] for key in fields(AlignmentSettings)}
+    for key, known in (("loss", LOSSES), ("aligner", ALIGNERS), ("normalize", NORMALIZATIONS), ("compare_on", GRIDS)):
+        assert sorted(choices[key]) == sorted(known), key
+    assert train_settings.PARTS == PARTS
 
 
 def test_settings_that_do_not_fit_the_student(samples, cache, tmp_path):
