@@ -28,7 +28,7 @@ DIGITS = 6  # of a density, relative to the highest: cells that regridding alone
 DRAWS = 2000  # of clips, for an interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GridMap:
     """mass [F, H, W] float64, not negative; volume [F, H, W] float64: the known part of each cell, 0 where the map says
     nothing."""
@@ -50,7 +50,7 @@ class GridMap:
 
 
 def on_grid(mass: Tensor, source: TokenGrid, grid: TokenGrid) -> GridMap:
-    """mass [F', H', W'] on the cells of `source`, carried to `grid`; a cell counts where half of it or more is known."""
+    """mass [F', H', W'] on the cells of `source`, carried to `grid`; a cell counts where at least half of it is known."""
     share = covered_share(source, grid)
     known = replace(grid, valid=grid.valid & (share >= KNOWN))
     volume = torch.where(known.valid, share * grid.volumes, 0.0)
@@ -58,9 +58,8 @@ def on_grid(mass: Tensor, source: TokenGrid, grid: TokenGrid) -> GridMap:
 
 
 def words_map(prior: MotionPrior, words: list[Word]) -> Tensor:
-    """[F, H, W] float64: the mean map of the prior's words that are among `words` (same text and place), each of mass 1.
-
-    Raises SampleError where it has none of them, or no mass for any.
+    """[F, H, W] float64: the mean map of the prior's words that are among `words` (same text and place), each of
+    mass 1. Raises SampleError where it has none of them, or no mass for any.
     """
     wanted = {(word.text, word.start) for word in words}
     rows = [row for row, word in enumerate(prior.words) if (word.text, word.start) in wanted]

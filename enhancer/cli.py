@@ -280,6 +280,34 @@ def evaluate(
     evaluate_model(model, data, root, protocol, frames, fps, batch_size, limit, threads, out, Console(quiet))
 
 
+@app.command()
+@guarded
+def compare(
+    recipe: RecipeName, overrides: Overrides = None,
+    priors_only: Annotated[bool, typer.Option("--priors-only", help="Compare the motion sources; nothing is trained.")] = False,
+    sources: Annotated[Optional[str], typer.Option(help="Motion sources, commas between; default: all that the data allow.")] = None,
+    split: Annotated[str, typer.Option(help="Clips of `test` or `train`.")] = "test",
+    clips: Annotated[Optional[int], typer.Option(help="Only the first clips.", min=1)] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder of tables and picture; default: <run folder>/compare.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare motion sources on the same clips and texts: with the ground truth of a world, and with each other.
+
+    shuffled and uniform spoil the first source named; an ensemble has all named ones but the oracle as members.
+
+    enhancer compare quickstart --priors-only --clips 60
+
+    enhancer compare mine.yaml --priors-only --sources codec,flow --split train
+    """
+    if not priors_only:
+        raise typer.BadParameter("give --priors-only: whole runs are compared by the arms of one recipe, with `enhancer run`")
+    if split not in ("test", "train"):
+        raise typer.BadParameter(f"--split must be test or train, not {split!r}")
+    from enhancer.commands.compare import compare_priors
+
+    compare_priors(recipe, overrides or [], sources, split, clips, out, Console(quiet))
+
+
 @app.command("inspect")
 @guarded
 def inspect_(

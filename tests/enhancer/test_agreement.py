@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enhancer.agreement import (
-    DRAWS, UNIFORM_SHARE, GridMap, agreement, centre_errors, kl_divergence, mean_interval, nss, on_grid, rank_correlation,
-    words_map)
+    DRAWS, UNIFORM_SHARE, GridMap, agreement, centre_errors, kl_divergence, mean_interval, nss, on_grid,
+    rank_correlation, words_map)
 from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
@@ -56,7 +56,8 @@ def test_measures_equal_plain_loops(seed):
     got = agreement(found, truth, grid)
 
     if others:
-        wins = [1.0 if density[a] > density[b] else 0.5 if density[a] == density[b] else 0.0 for a in things for b in others]
+        wins = [1.0 if density[a] > density[b] else 0.5 if density[a] == density[b] else 0.0
+                for a in things for b in others]
         assert got["auc"] == pytest.approx(sum(wins) / len(wins), abs=1e-3)
         whole = sum(volume.values())
         mean = sum(volume[at] * density[at] for at in both) / whole
@@ -73,7 +74,8 @@ def test_measures_equal_plain_loops(seed):
     for frame in range(grid.frames):
         places = [at for at in both if at[0] == frame]
         centre = {}
-        for name, mass in (("found", found.mass if sum(found.mass[at] for at in places) else found.volume), ("truth", truth.mass)):
+        ours = found.mass if sum(found.mass[at] for at in places) else found.volume
+        for name, mass in (("found", ours), ("truth", truth.mass)):
             total = sum(mass[at] for at in places)
             if total:
                 centre[name] = [
