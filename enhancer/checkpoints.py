@@ -14,6 +14,7 @@ from enhancer.data.samples import Sample
 from enhancer.recipe import differences
 from enhancer.train_settings import UNCHANGING, TrainSettings
 from enhancer.video.clip import Sampling
+from enhancer.video.footage import Footage, Video
 from vdm_priors.errors import UserError
 
 CHECKPOINTS = "checkpoints"
@@ -30,7 +31,7 @@ def identity(
     model: with its starting weights, which are read whole; priors: what the samples are aligned to, None for λ = 0.
     """
     described = {key: value for key, value in asdict(settings).items() if key not in UNCHANGING}
-    texts = [[s.id, str(s.video), s.question, s.answer] for s in samples]
+    texts = [[s.id, _shown(s.video), s.question, s.answer] for s in samples]
     aligned_to = None if priors is None else _digest([_prior_identity(priors, sample) for sample in samples])
     return {"training": described, "sampling": asdict(sampling), "seed": seed, "processes": processes,
             "samples": _digest(texts), "priors": aligned_to, "weights": weights_digest(model)}
@@ -71,6 +72,13 @@ def weights_digest(model: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _shown(video: Video) -> str | list:
+    """All that says what a sample shows; a Footage's own text leaves out all pictures but the first."""
+    if not isinstance(video, Footage):
+        return str(video)
+    return [*map(str, video.files), video.start, video.end, video.fps]
 
 
 def _prior_identity(priors: Callable, sample: Sample) -> str | None:

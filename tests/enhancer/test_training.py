@@ -5,6 +5,7 @@ import math
 import shutil
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,10 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from enhancer import train_settings
+from enhancer.checkpoints import identity
 from enhancer.collate import NOTES, Collator, PriorCache, TrainingClips, check_texts, match_prior
 from enhancer.data.samples import Sample
 from enhancer.training import AlignmentSettings, LoraSettings, TrainSettings, remove_checkpoints, train
 from enhancer.video.clip import FrameCache, Sampling
+from enhancer.video.footage import Footage
 from tests.enhancer.priors import prior_of
 from tests.vlm_hooks.tiny_student import tiny_student
 from vdm_priors.errors import SampleError, UserError
@@ -306,6 +309,15 @@ def test_a_checkpoint_of_another_model_or_other_priors_is_not_taken(samples, cac
     with pytest.raises(UserError, match="priors"):
         run(samples, tmp_path, cache, settings, priors=Keyed("a"))
     assert run(samples, tmp_path, cache, settings)[1].start_step == 2
+
+
+def test_samples_are_told_apart_by_every_picture_and_by_their_span():
+    first, second, third = Path("0.png"), Path("1.png"), Path("2.png")
+    shown = [first, Footage((first,)), Footage((first,), 1.0), Footage((first,), 1.0, 1000.0001),
+             Footage((first,), 1.0, 1000.0002), Footage((first, second), fps=2.0), Footage((first, third), fps=2.0)]
+    found = {identity(FAST, [Sample("a", video, "q", "a")], SAMPLING, 0, 1, torch.nn.Linear(1, 1), None)["samples"]
+             for video in shown}
+    assert len(found) == len(shown)
 
 
 class Keyed:
