@@ -133,6 +133,7 @@ def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: 
     cost = estimate(skeleton, settings.extraction, frames, settings.size, settings.batch_size, settings.dtype,
                     offload=settings.offload)
     visiting = f" (and in turn {cost.visiting / MB:,.0f} MB of a part that is offloaded)" if cost.offload else ""
+    kept = f" + keys and values kept {cost.kept / MB:,.0f} (main memory where a GPU is full)" if cost.kept else ""
     parts = ", ".join(f"{part} {_count(number)}" for part, number in cost.parameters.items())
     report.lines += [
         (f"{whose}teacher", f"{_count(sum(cost.parameters.values()))} parameters", parts),
@@ -146,7 +147,7 @@ def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: 
                                      for name, tflops in CARDS.items())),
         (f"{whose}memory of the teacher", f"about {cost.memory / MB:,.0f} MB",
          f"weights {cost.weights / MB:,.0f}{visiting} + activations {cost.activations / MB:,.0f} + harvest "
-         f"{cost.harvest / MB:,.0f} MB for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the VAE's "
+         f"{cost.harvest / MB:,.0f}{kept} MB for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the VAE's "
          f"own"),
     ]
     have = device_memory()

@@ -8,11 +8,11 @@ One forward of one clip, with P parameters of the transformer and S tokens (visi
 
     2·P·S                  every weight multiplies every token once; of those that diffusers' names give away, weights
                            of the text alone its L tokens, and modulation by time (a seventh of CogVideoX-5B) one
-    + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference stream is looked at; and over L where
-                           text has a cross-attention
+    + 4·S·K·width·layers   QKᵀ and PV over K keys: S of them, 2S where a reference is looked at; and over L where text
+                           has a cross-attention
 
-The VAE's arithmetic is counted by running it on the meta device. Memory is weights + activations + harvest, each by the
-formula beside it; the VAE's activations are left out. Of parts that are offloaded one at a time visits, and leaves
+The VAE's arithmetic is counted by running it on the meta device. Memory is weights + activations + harvest + kept
+keys, each by the formula beside it; the VAE's activations are left out. Of parts that are offloaded one at a time visits, and leaves
 before the transformer works.
 
 Legend: B clips, S tokens, S_v vision tokens, L text tokens, H heads, T harvested text tokens, R harvested rows.
@@ -49,8 +49,9 @@ class Estimate:
 
     parameters: by part; forwards: of the transformer, in clips (a clip's text, negative text and reference are three);
     forward_flops: of one such forward without a reference to look at; network_flops: of all of them, with it;
-    vae_flops: encoding, and decoding where the reconstruction is measured; weights, visiting, activations, harvest:
-    bytes of networks that stay, of the largest that is offloaded, of a forward, of the harvest's sums.
+    vae_flops: encoding, and decoding where the reconstruction is measured; weights, visiting, activations, harvest,
+    kept: bytes of networks that stay, of the largest that is offloaded, of a forward, of the harvest's sums, of keys and
+    values of the inversion (memory_from inversion), which a GPU that has no room leaves to main memory.
     """
 
     parameters: dict[str, int]
@@ -69,6 +70,7 @@ class Estimate:
     visiting: float
     activations: float
     harvest: float
+    kept: float
 
     @property
     def clip_flops(self) -> float:
@@ -78,7 +80,7 @@ class Estimate:
     @property
     def memory(self) -> float:
         """Bytes at the peak."""
-        return self.weights + max(self.visiting, self.activations + self.harvest)
+        return self.weights + max(self.visiting, self.activations + self.harvest + self.kept)
 
     def seconds(self, tflops: float) -> float:
         """A clip's, on a device that does so many 10¹² operations a second."""
@@ -138,6 +140,7 @@ def estimate(
         visiting=offload * max(others) * size_of,
         activations=batch_size * widest * ACTIVATIONS * queries * model_width * size_of,
         harvest=batch_size * _harvest_bytes(settings, vision, config.num_attention_heads, len(layers), harvested_text),
+        kept=settings.keeps_path * batch_size * settings.steps * len(layers) * 2 * queries * model_width * size_of,
     )
 
 
@@ -162,10 +165,10 @@ def _forwards(settings: ExtractionSettings, guidance_kind: str) -> tuple[int, in
     inversion = settings.steps * (settings.refinements + 1)
     passes = 2 if settings.guidance > 1 and guidance_kind != "embedded" else 1
     references = passes if guidance_kind == "separate" else 1  # each call has a reference of its own
-    generated, plain = settings.steps * passes, settings.steps * references * settings.memory
-    widest = (1 if guidance_kind == "separate" else passes) + settings.memory
-    denoises = settings.harvest_at == "denoise" or settings.reconstruction
-    if not denoises:
+    streamed = settings.memory and not settings.keeps_path
+    generated, plain = settings.steps * passes, settings.steps * references * streamed
+    widest = (1 if guidance_kind == "separate" else passes) + streamed
+    if not settings.denoises:
         return (settings.steps if settings.harvest_at == "noise" else inversion), 0, 1
     probes = settings.steps if settings.harvest_at == "noise" else 0
     return probes + inversion + plain, generated, widest
@@ -230,6 +233,8 @@ def smaller_choices(
         choices["teacher.extraction.head_scope=head"] = again(settings=replace(settings, head_scope="head"))
     if settings.memory and settings.harvest_at == "denoise":
         choices["teacher.extraction.memory=false"] = again(settings=replace(settings, memory=False))
+    if settings.keeps_path:
+        choices["teacher.extraction.memory_from=forward"] = again(settings=replace(settings, memory_from="forward"))
     saving = [(key, cost) for key, cost in choices.items() if cost.memory < now.memory]
     return sorted(saving, key=lambda choice: choice[1].memory)
 

@@ -24,6 +24,7 @@ from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import DIRECTIONS, Harvest, HarvestRequest, harvest
 from vdm_priors.heads import HeadAccumulator, sample_rows
 from vdm_priors.inversion import InversionTrajectory, invert, probe, reconstruct
+from vdm_priors.kept_memory import KeptPath
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, choose_heads, choose_words, motion_mask, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings
@@ -250,14 +251,15 @@ def run_teacher(
         return lambda step, t, x: on_step(phase, step, settings.steps)
 
     empty = repeat_text(teacher.encode_text([""])[0], len(latents))
+    kept = KeptPath() if settings.keeps_path else None
 
     def inverted(text: TextInput) -> InversionTrajectory:
-        return invert(teacher, latents, text, settings.steps, told("inversion"), settings.refinements)
+        return invert(teacher, latents, text, settings.steps, told("inversion"), settings.refinements, kept)
 
     def denoise(trajectory: InversionTrajectory) -> Tensor:
         return reconstruct(
             teacher, trajectory, embeds, empty, settings.guidance, settings.memory,
-            on_step=told("denoise"),
+            on_step=told("denoise"), kept=kept,
         )
 
     if settings.harvest_at == "denoise":

@@ -38,7 +38,7 @@ from vdm_priors.attention import (
 from vdm_priors.errors import ModelError
 from vdm_priors.harvest_request import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS, HarvestRequest, RowTaker
 from vdm_priors.kernels import scaled_products
-from vdm_priors.memory import Streams, entries_of
+from vdm_priors.memory import Memory, entries_of
 
 __all__ = ["DIRECTIONS", "HEAD_SCOPES", "MEMORY_COLUMNS", "Harvest", "HarvestRequest", "harvest", "unrecorded"]
 
@@ -108,7 +108,7 @@ class Harvest:
     @torch.no_grad()
     def record(
         self, index: int, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, scale: float,
-        streams: Streams | None = None, bias_b11s: Tensor | None = None, lse_ghs: Tensor | None = None,
+        streams: Memory | None = None, bias_b11s: Tensor | None = None, lse_ghs: Tensor | None = None,
     ) -> None:
         """Add one layer's rows of one forward: q, k [b, h, s, d] of a joint or a self-attention, as it uses them.
 
@@ -128,8 +128,8 @@ class Harvest:
         if streams is None:
             k, bias = entries_of(k_bhsd, entries), None if bias_b11s is None else entries_of(bias_b11s, entries)
         else:
-            k = streams.with_reference(k_bhsd, entries)
-            bias = None if bias_b11s is None else streams.with_reference(bias_b11s, entries, dim=3)
+            k = streams.keys(k_bhsd, entries)
+            bias = None if bias_b11s is None else streams.mask(bias_b11s, entries)
         vision = q[:, :, layout.vision]
         lse_all = None if lse_ghs is None else entries_of(lse_ghs, entries)
         lse = None if lse_all is None else lse_all[:, :, layout.vision]
@@ -151,7 +151,7 @@ class Harvest:
     @torch.no_grad()
     def record_cross(
         self, index: int, q_bhsd: Tensor, k_bhld: Tensor, scale: float,
-        streams: Streams | None = None, bias_b11l: Tensor | None = None,
+        streams: Memory | None = None, bias_b11l: Tensor | None = None,
     ) -> None:
         """Add the rows of one layer's cross-attention: q [b, h, S_v, d] of vision, k [b, h, L, d] of text.
 
@@ -300,7 +300,7 @@ class Harvest:
         sums, counts = self._sums[name], self._counts[name]
         return torch.cat([sums[place] / counts[place] for place in sorted(sums)], dim=1)
 
-    def _entries(self, batch: int, streams: Streams | None) -> list[int]:
+    def _entries(self, batch: int, streams: Memory | None) -> list[int]:
         available = batch if streams is None else streams.generated
         asked = self.request.batch_index
         entries = list(range(available) if asked is None else asked)

@@ -10,8 +10,8 @@ x latents, v the network's prediction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from vdm_priors.attention import require_finite
 from vdm_priors.conditioning import TextInput, join_texts, repeat_text
 from vdm_priors.errors import ModelError
 from vdm_priors.harvest import unrecorded
+from vdm_priors.kept_memory import KeptPath
 from vdm_priors.memory import Streams, reference_memory
 
 OnStep = Callable[[int, float, Tensor], None]  # step (from 0), timestep, latents after the step
@@ -48,14 +49,14 @@ class InversionTrajectory:
 @torch.no_grad()
 def invert(
     teacher: Any, latents: Tensor, embeds: TextInput, steps: int = 5, on_step: OnStep | None = None,
-    refinements: int = 0,
+    refinements: int = 0, kept: KeptPath | None = None,
 ) -> InversionTrajectory:
     """Run latents [B, F, C, h, w] up to noise in `steps` steps under a text, the network called at the level above.
 
     Each step first takes the prediction at x for that of its result, which is not yet known; each of `refinements`
     calls the network again, at the result so far (fixed-point iteration, as ReNoise, arXiv 2403.14602): a smaller
     round-trip error for as many forwards more, if the steps are small enough for the iteration to contract. Of a
-    step's forwards a harvest records the last, whose input is best.
+    step's forwards a harvest records the last, whose input is best. `kept`, if given, keeps that one's keys and values.
     Raises ModelError naming the step if a latent becomes NaN or infinite.
     """
     schedule = teacher.schedule(latents.shape)
@@ -67,7 +68,7 @@ def invert(
         where = f"Inversion step {step + 1} of {steps} (t={above.timestep:.4g})"
         result = x
         for iteration in range(refinements + 1):
-            with nullcontext() if iteration == refinements else unrecorded():
+            with _last_of_its_step(teacher, step, kept) if iteration == refinements else unrecorded():
                 v = _predict(teacher, result, above.timestep, embeds, where)
             if iteration == 0:
                 result = schedule.up(x, v, below, above)
@@ -79,6 +80,17 @@ def invert(
         if on_step is not None:
             on_step(step, above.timestep, x)
     return InversionTrajectory(trajectory, [level.timestep for level in levels[1:]], embeds)
+
+
+@contextmanager
+def _last_of_its_step(teacher: Any, step: int, kept: KeptPath | None) -> Iterator[None]:
+    """The forward of an inversion step that may be recorded, and whose keys are kept."""
+    if kept is None:
+        yield
+        return
+    kept.step = step
+    with kept.keeping(teacher):
+        yield
 
 
 @torch.no_grad()
@@ -112,6 +124,7 @@ def reconstruct(
     guidance: float = 6.0,
     memory: bool = True,
     on_step: OnStep | None = None,
+    kept: KeptPath | None = None,
 ) -> Tensor:
     """Denoise the trajectory's noise under a text; latents [B, F, C, h, w].
 
@@ -120,7 +133,7 @@ def reconstruct(
     `memory` adds the reference stream, which replays the trajectory: its latent at exactly t, under the text it was
     inverted with; its prediction is thrown away. One forward a step in batch order [text, negative, reference], or two
     ([text, reference], then [negative, reference]) where the family calls its network for each: harvest entries
-    0..B-1, the text's.
+    0..B-1, the text's. With `kept`, what `invert` kept of the same clips, memory is of that, and no reference runs.
     Raises ModelError naming the step if a latent becomes NaN or infinite.
     """
     schedule = teacher.schedule(trajectory.noise.shape)
@@ -139,14 +152,21 @@ def reconstruct(
     if guided and negative_embeds is None:
         negative_embeds = repeat_text(teacher.encode_text([""])[0], len(x))
     apart = guided and teacher.guidance_kind == "separate"
-    streams = Streams.of_clips(len(x), guided and not apart)
-    reference_text = [trajectory.embeds] if memory else []
-    with reference_memory(teacher, streams) if memory else nullcontext():
+    streamed = memory and kept is None
+    reference_text = [trajectory.embeds] if streamed else []
+    remembering = nullcontext()
+    if streamed:
+        remembering = reference_memory(teacher, Streams.of_clips(len(x), guided and not apart))
+    elif memory:
+        remembering = kept.seen(teacher, generated=len(x) * (2 if guided and not apart else 1))
+    with remembering:
         for step in reversed(range(steps)):
             below, above = levels[step], levels[step + 1]
             done = steps - 1 - step
             where = f"Denoising step {done + 1} of {steps} (t={above.timestep:.4g})"
-            reference = [trajectory.latents[step + 1]] if memory else []
+            reference = [trajectory.latents[step + 1]] if streamed else []
+            if kept is not None:
+                kept.step = step
 
             def forward(texts: list[TextInput]) -> Tensor:
                 batch = torch.cat([x] * len(texts) + reference)

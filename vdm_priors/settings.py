@@ -30,9 +30,11 @@ def _option(
 
 
 FRAME_WEIGHTS = ("span", "token")
+MEMORY_FROM = ("forward", "inversion")
 WORDS = ("all", "content")
 # at these, keys are those of before they existed
-LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0, "words": "all"}
+LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0, "words": "all",
+         "memory_from": "forward"}
 
 
 @dataclass
@@ -43,6 +45,7 @@ class ExtractionSettings:
     change a prior's key in a store nor stand in its provenance:
     guidance, memory             with harvest_at inversion or noise, and reconstruction off: nothing is denoised
     memory_columns               with harvest_at inversion or noise, or memory off: no reference is looked at
+    memory_from                  with memory off, or where nothing is denoised
     guidance of 1 and less       all the same: no guidance pass
     rows, head_ratio, mask*, band_*   with head_selection off
     mask_radius                  with mask band, and band_* with mask place
@@ -70,6 +73,12 @@ class ExtractionSettings:
     memory: bool = _option(
         True, "denoising sees the inverted clip's path (reference stream) and so stays with the clip; false is faster, "
         "and what is drawn may have little to do with the clip",
+    )
+    memory_from: str = _option(
+        "forward", "where the path's keys and values come from: forward runs the path as a stream of its own again; "
+        "inversion keeps those of the inversion, a forward fewer a step, but takes memory for steps × layers × two "
+        "states of a batch (main memory where a GPU has no room)",
+        choices=MEMORY_FROM,
     )
     memory_columns: str = _option(
         "sum", "attention to the reference's cells: sum adds it to the same cells, own leaves it out",
@@ -155,6 +164,16 @@ class ExtractionSettings:
     reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
     seed: int = _option(0, "seed of the sampled query rows, and of the noise with harvest_at noise", min=0)
 
+    @property
+    def denoises(self) -> bool:
+        """Whether the clip is denoised, for the harvest or for the figure of its reconstruction."""
+        return self.harvest_at == "denoise" or self.reconstruction
+
+    @property
+    def keeps_path(self) -> bool:
+        """Whether the inversion's keys and values are kept, to be looked at while denoising."""
+        return self.memory and self.memory_from == "inversion" and self.denoises
+
     def effective(self) -> dict[str, Any]:
         """The settings that decide something beside the others (see above), in JSON types: keys and provenance."""
         used = asdict(self)
@@ -169,6 +188,8 @@ class ExtractionSettings:
             inert += ["memory_columns"] if self.reconstruction else ["memory_columns", "memory", "guidance"]
         elif not self.memory:
             inert += ["memory_columns"]
+        if not self.keeps_path:
+            inert += ["memory_from"]
         if not self.head_selection:
             inert += ["rows", "head_ratio", "mask", "mask_radius", "mask_own_frame"]
         if not self.head_selection or self.mask != "band":

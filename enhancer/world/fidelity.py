@@ -31,6 +31,7 @@ from vdm_priors.harvest import DIRECTIONS
 
 STEPS, GUIDANCES = (2, 5, 10, 25), (1.0, 3.0, 6.0)
 ABOUT_THINGS = ("MR", "LM", "AO", "RC")  # question types that name a thing
+MEMORY = {True: "on", "kept": "kept", False: "off"}  # as the table says it
 KINDS = ("nouns", "motion")  # of words
 BATCH = 8  # clips
 DRAWS = 2000  # of clips, for an interval
@@ -39,24 +40,26 @@ FORMAT = "fidelity-2"
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of harvesting; memory and guidance are None where nothing is denoised."""
+    """One way of harvesting; memory (of a forward, or kept from the inversion) and guidance where it denoises only."""
 
     steps: int
     harvest_at: str
-    memory: bool | None = None
+    memory: bool | str | None = None  # a key of MEMORY
     guidance: float | None = None
 
     @property
     def name(self) -> str:
         parts = [self.harvest_at, f"{self.steps} step" + "s" * (self.steps > 1)]
         if self.memory is not None:
-            parts += ["memory" if self.memory else "no memory", f"guidance {self.guidance:g}"]
+            parts += [{True: "memory", False: "no memory"}.get(self.memory, "kept memory"), f"guidance {self.guidance:g}"]
         return ", ".join(parts)
 
     def settings(self, base: ExtractionSettings) -> ExtractionSettings:
         """Of the extraction; a reconstruction is made and decoded where it is part of the way itself."""
         denoises = self.harvest_at == "denoise"
-        own = {"memory": self.memory, "guidance": self.guidance} if denoises else {}
+        own = {"memory": bool(self.memory), "guidance": self.guidance} if denoises else {}
+        if self.memory == "kept":
+            own["memory_from"] = "inversion"
         return replace(base, steps=self.steps, harvest_at=self.harvest_at, reconstruction=denoises, **own)
 
 
@@ -65,7 +68,7 @@ def cells(steps: Iterable[int] = STEPS, guidances: Iterable[float] = GUIDANCES) 
     guidances, found = list(guidances), []
     for count in steps:
         found += [Cell(count, "noise"), Cell(count, "inversion")]
-        found += [Cell(count, "denoise", memory, guidance) for memory, guidance in product((True, False), guidances)]
+        found += [Cell(count, "denoise", memory, guidance) for memory, guidance in product(MEMORY, guidances)]
     return found
 
 
@@ -209,7 +212,7 @@ def markdown(document: dict[str, Any]) -> str:
         if not cell["clips"]:
             continue
         found = figures(cell, clips)
-        memory = {None: "", True: "on", False: "off"}[cell["memory"]]
+        memory = MEMORY.get(cell["memory"], "")
         guidance = "" if cell["guidance"] is None else f"{cell['guidance']:g}"
         psnr = "" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}"
         aucs = (" / ".join(_percent(found[direction][kind]["auc"]) for kind in KINDS) for direction in DIRECTIONS)

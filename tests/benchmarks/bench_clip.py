@@ -9,13 +9,13 @@ teacher. Every part of an extraction is in it but the text encoder, whose weight
 encoding by the VAE, 5 steps of inversion, of denoising or of noise probing with their harvest, and choosing heads and
 words.
 
-Ways (docs/teachers.md, "How to ask"): the paper's (guidance and reference stream), without guidance, without memory,
-without both, at inversion, noise probing. Seconds are the clock's, synchronised, the quickest of TURNS after a first
+Ways (docs/teachers.md, "How to ask"): the paper's (guidance and reference stream), without guidance, the same with the
+inversion's keys kept, without memory, without both, at inversion, noise probing. Seconds are the clock's, synchronised, the quickest of TURNS after a first
 one; on a CPU CPU seconds. "other" is what the estimate says for the card (400 TFLOP/s) or a CPU core. Memory is the
 largest allocation, of the weights too (on a CPU none is printed). --offload: the VAE is on the GPU only while it works.
 
-Aims on an H100-class card: the paper's way ≤ 25 s, at inversion ≤ 5 s, peak ≤ 60 GB, and ≤ 24 GB with
---offload and at inversion. Prints JSON lines {"name", "ours",
+Aims on an H100-class card: the paper's way ≤ 25 s, kept keys ≤ 10 s, at inversion ≤ 5 s, peak ≤ 60 GB, and
+≤ 24 GB with --offload and at inversion. Prints JSON lines {"name", "ours",
 "other", "ratio", "unit", "n", "machine"}, which are appended to benchmarks.jsonl as well.
 """
 
@@ -45,6 +45,7 @@ QUESTION = "Which way does the small red ball that rolls behind the green box mo
 WAYS = {
     "the paper's": {},
     "without guidance": {"guidance": 1.0},
+    "kept keys": {"guidance": 1.0, "memory_from": "inversion"},
     "without memory": {"memory": False},
     "without both": {"guidance": 1.0, "memory": False},
     "at inversion": {"harvest_at": "inversion"},

@@ -103,6 +103,7 @@ def test_a_batch_gives_what_single_clips_give(direction):
         {"harvest_at": "noise"},
         {"guidance": 1.0},
         {"memory": False},
+        {"memory_from": "inversion"},
         {"guidance": 1.0, "memory": False},
         {"memory_columns": "own"},
         {"rows": 5},
@@ -129,7 +130,8 @@ def test_every_option_changes_the_prior(changes):
 
 INERT = [  # where these settings hold, the keys behind them decide nothing
     ({"harvest_at": "inversion"}, {"guidance": 3.0, "memory": False, "memory_columns": "own"}),
-    ({"memory": False}, {"memory_columns": "own"}),
+    ({"harvest_at": "noise"}, {"memory_from": "inversion"}),
+    ({"memory": False}, {"memory_columns": "own", "memory_from": "inversion"}),
     ({"guidance": 1.0}, {"guidance": 0.5}),
     ({"head_selection": False}, {"rows": 7, "head_ratio": 0.25, "mask_radius": 2, "mask_own_frame": False, "seed": 3,
                                  "mask": "band", "band_width": 1.0, "band_unit": "places", "band_order": "place"}),
@@ -152,12 +154,13 @@ def test_settings_that_decide_nothing_are_not_in_the_key(where, inert):
 
 
 def test_settings_that_decide_something_are_in_the_key():
-    for name, value in (("guidance", 3.0), ("memory", False), ("memory_columns", "own"), ("rows", 7), ("seed", 3),
+    for name, value in (("guidance", 3.0), ("memory", False), ("memory_columns", "own"), ("memory_from", "inversion"), ("rows", 7), ("seed", 3),
                         ("head_ratio", 0.25), ("token_ratio", 0.25), ("reconstruction", False), ("steps", 4),
                         ("mask", "band"), ("layers", [0]), ("confidence", "both"), ("words", "content")):
         assert replace(ExtractionSettings(), **{name: value}).effective() != ExtractionSettings().effective(), name
     measured = ExtractionSettings(harvest_at="inversion")  # its PSNR is that of a guided denoising
-    assert replace(measured, guidance=3.0).effective() != measured.effective()
+    for name, value in (("guidance", 3.0), ("memory_from", "inversion")):
+        assert replace(measured, **{name: value}).effective() != measured.effective(), name
     assert replace(measured, memory_columns="own").effective() == measured.effective()
     band = ExtractionSettings(mask="band")
     changes = (("band_width", 1.0), ("band_unit", "places"), ("band_order", "place"), ("mask_own_frame", False))
@@ -167,9 +170,11 @@ def test_settings_that_decide_something_are_in_the_key():
 
 def test_options_that_came_later_leave_the_defaults_keys_as_they_were():
     """Stores that were filled before these options existed remain in use."""
-    later = {"mask", "layers", "confidence", "words", "mask_radius", "band_width", "band_unit", "band_order"}
+    later = {"mask", "layers", "confidence", "words", "memory_from", "mask_radius", "band_width", "band_unit",
+             "band_order"}
     assert not (later - {"mask_radius"}) & set(ExtractionSettings().effective())
-    used = ExtractionSettings(mask="band", layers=[0], confidence="both", words="content").effective()
+    used = ExtractionSettings(mask="band", layers=[0], confidence="both", words="content",
+                              memory_from="inversion").effective()
     assert later - {"mask_radius"} <= set(used)
 
 

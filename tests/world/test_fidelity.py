@@ -32,10 +32,13 @@ def world(tmp_path_factory):
 def test_the_table_has_every_way_once():
     table = cells()
     names = [cell.name for cell in table]
-    assert len(table) == len(set(names)) == 4 * (2 + 2 * 3)
+    assert len(table) == len(set(names)) == 4 * (2 + 3 * 3)
     assert {(c.steps, c.memory, c.guidance) for c in table if c.harvest_at == "denoise"} == {
-        (steps, memory, guidance) for steps in (2, 5, 10, 25) for memory in (True, False) for guidance in (1, 3, 6)}
+        (steps, memory, guidance) for steps in (2, 5, 10, 25) for memory in (True, "kept", False) for guidance in (1, 3, 6)}
     assert all(c.memory is c.guidance is None for c in table if c.harvest_at != "denoise")
+    ways = {c.memory: c.settings(ExtractionSettings()) for c in table if c.harvest_at == "denoise"}
+    assert {way: (s.memory, s.memory_from) for way, s in ways.items()} == {
+        True: (True, "forward"), "kept": (True, "inversion"), False: (False, "forward")}
 
 
 def test_two_cells_hold_what_the_extraction_gives(world, tmp_path):

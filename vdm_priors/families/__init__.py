@@ -36,7 +36,8 @@ class Teacher(Protocol):
     attention_models: the networks, with diffusers' attn_processors interface; a model in stages has several.
     attention_layers: their attention layers over vision, as heads are counted.
     attention_processor: one that computes bit for bit what `previous` does and also tells a recorder
-        (layer index, Harvest) of it, or also attends to a reference stream.
+        (layer index, Harvest) of it, attends to a reference as well (`streams`: vdm_priors.memory.Memory), or gives a
+        `keeper` its keys, values and mask.
     scheduler: diffusers' scheduler of the model, for records.
     schedule: the model's own levels of noise for latents [B, F, C, h, w] (vdm_priors.schedules).
     guidance_kind: "batched" text and negative text share a forward, "separate" each has its own,
@@ -76,7 +77,7 @@ class Teacher(Protocol):
         size: tuple[int, int] | None = None,
     ) -> TokenGrid: ...
     def attention_processor(
-        self, layer: str, previous: Any, recorder: Any = None, streams: Any = None
+        self, layer: str, previous: Any, recorder: Any = None, streams: Any = None, keeper: Any = None
     ) -> Any: ...
 
 

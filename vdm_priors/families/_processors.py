@@ -1,4 +1,4 @@
-"""What the families' attention processors share: recorders, reference streams, and how one extends another.
+"""What the families' attention processors share: recorders, memory, and how one extends another.
 
 Legend: b batch, h heads, s tokens, d head width.
 """
@@ -19,7 +19,9 @@ from torch import Tensor
 from vdm_priors.attention import Layout
 from vdm_priors.errors import ModelError
 from vdm_priors.kernels import as_bias, attention, lse_beside
-from vdm_priors.memory import Streams, attend
+from vdm_priors.memory import Memory, attend
+
+Keeper = Callable[[Tensor, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,8 @@ class RecordingProcessor:
 
     backend: Any = None  # that of diffusers' attention dispatcher, where the processor has one
     recorders: tuple[tuple[int, Any], ...] = ()  # (layer index, Harvest)
-    streams: Streams | None = None
+    streams: Memory | None = None
+    keeper: Keeper | None = None  # is given the keys, values and mask of every attention over vision
 
     STANDS_FOR = ()
 
@@ -47,9 +50,9 @@ class RecordingProcessor:
 
     @classmethod
     def extending(
-        cls, layer: str, previous: Any, recorder: tuple[int, Any] | None, streams: Streams | None
+        cls, layer: str, previous: Any, recorder: tuple[int, Any] | None, streams: Memory | None, keeper: Keeper | None
     ) -> Self:
-        """A processor like `previous` that also records, or also attends to a reference stream.
+        """A processor like `previous` that also records, attends to a reference as well, or lets its keys be kept.
 
         Raises ModelError if `previous` is none whose result is known.
         """
@@ -64,12 +67,16 @@ class RecordingProcessor:
             own = cls.like(previous)
         if recorder is not None:
             own = replace(own, recorders=(*own.recorders, recorder))
+        if keeper is not None:
+            own = replace(own, keeper=keeper)
         return own if streams is None else replace(own, streams=streams)
 
     def attend(
         self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, layout: Layout, mask_b11s: Tensor | None = None
     ) -> Tensor:
         """Output [b, s, h·d] of a joint or a self-attention, with reference streams if any; recorders are told."""
+        if self.keeper is not None:
+            self.keeper(k_bhsd, v_bhsd, mask_b11s)
         wants_lse = self.wants_lse(layout)
         out, lse = attend(q_bhsd, k_bhsd, v_bhsd, self.streams, mask_b11s, self.kernel(), wants_lse)
         self.record(q_bhsd, k_bhsd, layout, as_bias(mask_b11s), lse)

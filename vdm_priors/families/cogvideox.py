@@ -24,9 +24,10 @@ from torch import Tensor
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, load_pipeline
 from vdm_priors.families._cogvideox_attention import CogVideoXAttention
+from vdm_priors.families._processors import Keeper
 from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.fingerprint import hub_commit
-from vdm_priors.memory import Streams
+from vdm_priors.memory import Memory
 from vdm_priors.schedules import DdimSchedule, require_steps
 
 OFS = 2.0  # the constant that diffusers' image-to-video pipeline feeds the models that take an `ofs`
@@ -152,10 +153,11 @@ class CogVideoX(PipelineTeacher):
         layer: str,
         previous: Any,
         recorder: tuple[int, Any] | None = None,
-        streams: Streams | None = None,
+        streams: Memory | None = None,
+        keeper: Keeper | None = None,
     ) -> CogVideoXAttention:
-        """A processor like `previous` that also records, or also attends to a reference stream."""
-        return CogVideoXAttention.extending(layer, previous, recorder, streams)
+        """A processor like `previous` that also records, attends to a reference as well, or lets its keys be kept."""
+        return CogVideoXAttention.extending(layer, previous, recorder, streams, keeper)
 
     def _rotary_positions(self, shape: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """cos, sin [S_v, d] for latents [B, F, C, h, w], as the pipeline's; None where not used."""

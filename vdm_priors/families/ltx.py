@@ -27,9 +27,9 @@ from vdm_priors.conditioning import MaskedText
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline, separate_layers
 from vdm_priors.families._flow import flow_schedule, require_flow
-from vdm_priors.families._processors import RecordingProcessor, split_heads
+from vdm_priors.families._processors import Keeper, RecordingProcessor, split_heads
 from vdm_priors.families._skeleton import skeleton_pipeline
-from vdm_priors.memory import Streams
+from vdm_priors.memory import Memory
 from vdm_priors.schedules import FlowSchedule
 
 
@@ -126,10 +126,11 @@ class LtxVideo(PipelineTeacher):
         return prediction_bsc.float().unflatten(1, (frames, height, width)).permute(0, 1, 4, 2, 3)
 
     def attention_processor(
-        self, layer: str, previous: Any, recorder: tuple[int, Any] | None = None, streams: Streams | None = None
+        self, layer: str, previous: Any, recorder: tuple[int, Any] | None = None, streams: Memory | None = None,
+        keeper: Keeper | None = None,
     ) -> LtxRecording:
-        """A processor like `previous` that also records, or also attends to a reference stream."""
-        return LtxRecording.extending(layer, previous, recorder, streams)
+        """A processor like `previous` that also records, attends to a reference as well, or lets its keys be kept."""
+        return LtxRecording.extending(layer, previous, recorder, streams, keeper)
 
     def _check_supported(self) -> None:
         config, name = self.transformer.config, self.folder.name

@@ -28,10 +28,10 @@ from vdm_priors.conditioning import MaskedText
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline
 from vdm_priors.families._flow import flow_schedule, require_flow
-from vdm_priors.families._processors import RecordingProcessor, split_heads
+from vdm_priors.families._processors import Keeper, RecordingProcessor, split_heads
 from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.kernels import as_bias, attention
-from vdm_priors.memory import Streams
+from vdm_priors.memory import Memory
 from vdm_priors.schedules import FlowSchedule
 
 LINEAR_NOISE = 0.025  # how much of the way the grid's linear half goes, as in the pipeline
@@ -115,10 +115,11 @@ class Mochi(PipelineTeacher):
         return -prediction.float().transpose(1, 2)
 
     def attention_processor(
-        self, layer: str, previous: Any, recorder: tuple[int, Any] | None = None, streams: Streams | None = None
+        self, layer: str, previous: Any, recorder: tuple[int, Any] | None = None, streams: Memory | None = None,
+        keeper: Keeper | None = None,
     ) -> MochiRecording:
-        """A processor like `previous` that also records, or also attends to a reference stream."""
-        return MochiRecording.extending(layer, previous, recorder, streams)
+        """A processor like `previous` that also records, attends to a reference as well, or lets its keys be kept."""
+        return MochiRecording.extending(layer, previous, recorder, streams, keeper)
 
     def _check_supported(self) -> None:
         config, name = self.transformer.config, self.folder.name
@@ -172,10 +173,12 @@ class MochiRecording(RecordingProcessor):
             for of_vision, of_text in self._projected(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
         )
         vision, text = hidden_states.shape[1], encoder_hidden_states.shape[1]
-        visible_bs = pad(attention_mask.bool(), (vision, 0), value=True)
+        visible_b11s = pad(attention_mask.bool(), (vision, 0), value=True)[:, None, None]
+        if self.keeper is not None:
+            self.keeper(k, v, visible_b11s)
         layout = Layout.text_last(text, vision + text)
-        out, lse = self._attended(q, k, v, visible_bs, self.wants_lse(layout))
-        self.record(q, k, layout, as_bias(visible_bs[:, None, None]), lse)
+        out, lse = self._attended(q, k, v, visible_b11s, self.wants_lse(layout))
+        self.record(q, k, layout, as_bias(visible_b11s), lse)
         seen, said = out.transpose(1, 2).flatten(2).split_with_sizes((vision, text), dim=1)
         seen = attn.to_out[1](attn.to_out[0](seen))
         return seen, attn.to_add_out(said) if hasattr(attn, "to_add_out") else said
@@ -197,7 +200,7 @@ class MochiRecording(RecordingProcessor):
         ]
 
     def _attended(
-        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_bs: Tensor, wants_lse: bool | None
+        self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_b11s: Tensor, wants_lse: bool | None
     ) -> tuple[Tensor, Tensor | None]:
         """Output [b, h, s, d] and log-sum-exp, 0 for padding; a clip at a time, for each has a text of its own length.
 
@@ -207,15 +210,17 @@ class MochiRecording(RecordingProcessor):
         if self.streams is not None:
             self.streams.check(len(q_bhsd))
             generated = self.streams.generated
+            keys, values, seen = (
+                self.streams.keys(k_bhsd), self.streams.values(v_bhsd), self.streams.mask(visible_b11s)
+            )
         rows, lses = [], []
-        for i, visible_s in enumerate(visible_bs):
+        for i, visible_s in enumerate(visible_b11s[:, 0, 0]):
             own = visible_s.nonzero().flatten()
-            k, v = k_bhsd[i : i + 1, :, own], v_bhsd[i : i + 1, :, own]
             if i < generated:
-                j = self.streams.reference_of[i]
-                theirs = visible_bs[j].nonzero().flatten()
-                k = torch.cat([k, k_bhsd[j : j + 1, :, theirs]], dim=2)
-                v = torch.cat([v, v_bhsd[j : j + 1, :, theirs]], dim=2)
+                shown = seen[i, 0, 0].nonzero().flatten()
+                k, v = keys[i : i + 1, :, shown], values[i : i + 1, :, shown]
+            else:
+                k, v = k_bhsd[i : i + 1, :, own], v_bhsd[i : i + 1, :, own]
             out = q_bhsd.new_zeros(1, *q_bhsd.shape[1:])
             # None would be of use for some of the clips only
             wanted = bool(wants_lse) and (self.streams is None or i < generated)

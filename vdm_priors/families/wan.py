@@ -27,9 +27,9 @@ from vdm_priors.attention import AttentionLayer, Layout
 from vdm_priors.errors import ModelError
 from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline, separate_layers
 from vdm_priors.families._flow import flow_schedule, require_flow
-from vdm_priors.families._processors import RecordingProcessor
+from vdm_priors.families._processors import Keeper, RecordingProcessor
 from vdm_priors.families._skeleton import skeleton_pipeline
-from vdm_priors.memory import Streams
+from vdm_priors.memory import Memory
 from vdm_priors.schedules import FlowSchedule
 
 
@@ -125,10 +125,11 @@ class Wan(PipelineTeacher):
         return prediction.float().transpose(1, 2)
 
     def attention_processor(
-        self, layer: str, previous: Any, recorder: tuple[int, Any] | None = None, streams: Streams | None = None
+        self, layer: str, previous: Any, recorder: tuple[int, Any] | None = None, streams: Memory | None = None,
+        keeper: Keeper | None = None,
     ) -> WanRecording:
-        """A processor like `previous` that also records, or also attends to a reference stream."""
-        return WanRecording.extending(layer, previous, recorder, streams)
+        """A processor like `previous` that also records, attends to a reference as well, or lets its keys be kept."""
+        return WanRecording.extending(layer, previous, recorder, streams, keeper)
 
     @staticmethod
     def _check_supported(pipeline: WanPipeline, name: str) -> None:
