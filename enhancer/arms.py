@@ -22,6 +22,7 @@ from enhancer.processes import Process
 from enhancer.recipe_schema import CONTROL, ArmSettings, EnhanceRecipe
 from enhancer.runfolder import read_json, readable_write_errors, write_json, write_lines
 from enhancer.shipped import student_path, torch_device
+from enhancer.sources import stored_prior
 from enhancer.table import BASE
 from enhancer.training import remove_checkpoints, train
 from enhancer.video.clip import FrameCache
@@ -68,7 +69,7 @@ class StoredPriors:
         if key is None:
             return None
         try:
-            return self._store.get(key)
+            return stored_prior(self._store, key)
         except StoreError as error:
             raise StoreError(f"{error} Run the same command again: damaged priors are made anew.") from error
 

@@ -74,7 +74,7 @@ class SourceContext:
 
     samples: all samples of the job (shuffled exchanges among them); truth: the world's ground
     truth or None; base: the source that shuffled and uniform wrap; members, gate: of an ensemble
-    (by label); settings: of the extraction.
+    (by label); settings: of the extraction; camera: remove or keep its motion (codec and flow).
     """
 
     samples: list[Sample]
@@ -94,6 +94,7 @@ class SourceContext:
     base: MotionSource | None = None
     members: dict[str, MotionSource] = field(default_factory=dict)
     gate: str = "none"
+    camera: str = "remove"
 
 
 def source_names() -> list[str]:
@@ -233,7 +234,8 @@ class _Filling:
                 if isinstance(result, Problem):
                     self._settle(sample, claims, result.reason)
                 else:
-                    writing.append((sample, result, writer.submit(self.store.put, self.keys[sample.id], result)))
+                    key = result.provenance["key"] = self.keys[sample.id]
+                    writing.append((sample, result, writer.submit(self.store.put, key, result)))
                 while writing and (writing[0][-1].done() or len(writing) > WAITING_WRITES):
                     written(*writing.popleft())
             while writing:
@@ -292,9 +294,24 @@ class _Filling:
             self.progress(self.said, len(self.samples))
 
 
+def stored_prior(store: PriorStore, key: str) -> MotionPrior:
+    """The prior of `key`. StoreError if it is missing, damaged, or says that it was made for another text or clip.
+
+    A key is a hash of both; a prior of before they wrote it down is taken at its file's word.
+    """
+    prior = store.get(key)
+    made_for = prior.provenance.get("key", key)
+    if made_for != key:
+        raise StoreError(
+            f"The prior {store.path(key)} was made for another text or clip: its own key is {made_for}, so it was renamed "
+            f"or copied there. Delete it."
+        )
+    return prior
+
+
 def _undamaged(store: PriorStore, key: str) -> MotionPrior | None:
     try:
-        return store.get(key) if key in store else None
+        return stored_prior(store, key) if key in store else None
     except StoreError:
         return None
 
