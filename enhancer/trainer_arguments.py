@@ -30,6 +30,7 @@ def training_arguments(settings: TrainSettings, folder: Path, seed: int, device:
         save_steps=settings.save_every or 1,
         save_total_limit=2,  # the newest may still be incomplete
         dataloader_num_workers=settings.workers,
+        dataloader_persistent_workers=settings.workers > 0,  # else every epoch decodes again and finds bad clips anew
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         logging_strategy="no",
