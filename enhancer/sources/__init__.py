@@ -303,8 +303,8 @@ def stored_prior(store: PriorStore, key: str) -> MotionPrior:
     made_for = prior.provenance.get("key", key)
     if made_for != key:
         raise StoreError(
-            f"The prior {store.path(key)} was made for another text or clip: its own key is {made_for}, so it was renamed "
-            f"or copied there. Delete it."
+            f"The prior {store.path(key)} was made for another text or clip: its own key is {made_for}, so it was "
+            f"renamed or copied there. Delete it."
         )
     return prior
 
