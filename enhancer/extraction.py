@@ -116,7 +116,7 @@ def _source_context(recipe: EnhanceRecipe, teacher: TeacherSettings, used: bool,
         samples=samples, store=store, sampling=teacher.sampling.sampling(), text=teacher.text, seed=recipe.seed,
         frames=frames, teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load,
         settings=teacher.extraction, batch_size=teacher.batch_size, size=tuple(teacher.size) if teacher.size else None,
-        fit=teacher.fit, dtype=teacher.dtype, truth=truth)
+        fit=teacher.fit, dtype=teacher.dtype, truth=truth, camera=recipe.sources.camera)
 
 
 def fill_stores(run: Path, recipe: EnhanceRecipe, data: Any, console: Console,

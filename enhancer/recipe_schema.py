@@ -105,6 +105,15 @@ class NamedTeacherSettings(TeacherSettings):
 
 
 @dataclass
+class SourcesSettings:
+    """The motion sources that need no model."""
+
+    camera: str = option("remove", "codec and flow: remove takes the camera's own motion away, frame by frame, where anything "
+                                   "moves beside it; keep leaves it in, for questions about the camera",
+                         choices=("remove", "keep"))
+
+
+@dataclass
 class StudentSettings:
     """The vision-language model that is fine-tuned."""
 
@@ -188,6 +197,7 @@ class EnhanceRecipe:
     data: DataSettings = option(DataSettings())
     teacher: TeacherSettings = option(TeacherSettings())
     teachers: list[NamedTeacherSettings] = option([], "further teachers, for arms and ensembles")
+    sources: SourcesSettings = option(SourcesSettings())
     student: StudentSettings = option(StudentSettings())
     training: TrainSettings = option(TrainSettings())
     arms: list[ArmSettings] = option(help="the students to train; base and these are the rows of the table")

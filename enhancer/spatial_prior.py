@@ -43,12 +43,19 @@ class Evidence:
 
 class SpatialSource:
     """A MotionSource whose maps are one measure of the clip. measure: of a sample and its sampled clip; rule: a number
-    to raise when the same file would give another prior, as it is part of the store key."""
+    to raise when the same file would give another prior; settings: of the measure, as far as they are not the defaults.
+    Both are part of the store key."""
 
     def __init__(
-        self, name: str, rule: int, context: SourceContext, measure: Callable[[Sample, Clip], Evidence]
+        self,
+        name: str,
+        rule: int,
+        context: SourceContext,
+        measure: Callable[[Sample, Clip], Evidence],
+        settings: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
+        self._settings = settings or {}
         self._rule, self._context, self._measure = rule, context, measure
 
     def key(self, sample: Sample) -> str:
@@ -60,6 +67,7 @@ class SpatialSource:
             video=video_digest(sample.video),
             sampling=dataclasses.asdict(self._context.sampling),
             text=shared_text(sample, self._context.text),
+            **self._settings,
         )
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
@@ -97,11 +105,17 @@ class SpatialSource:
             provenance={
                 "source": self.name,
                 "known": known,
+                **self._settings,
                 "seconds": [float(t) for t in clip.seconds],
                 "notes": [*clip.notes, *(note for note in found.notes if note not in clip.notes)],
                 **found.facts,
             },
         )
+
+
+def camera_settings(context: SourceContext) -> dict[str, Any]:
+    """What the store key says of the camera: nothing where its motion is taken away, the default."""
+    return {} if context.camera == "remove" else {"camera": context.camera}
 
 
 def beside_camera(

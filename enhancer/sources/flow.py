@@ -2,7 +2,7 @@
 
 The map is the speed beside the camera, which is fitted and taken away (enhancer/video/camera.py); where nothing moves
 by itself, the camera's own motion. Flow is found from each frame to the one before, so that it lies on the later frame;
-the first has none.
+the first has none. With `sources.camera: keep` the camera's motion stays in the map.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from enhancer.data.samples import Sample
 from enhancer.sources import SourceContext
-from enhancer.spatial_prior import Evidence, SpatialSource, beside_camera, without_grain
+from enhancer.spatial_prior import Evidence, SpatialSource, beside_camera, camera_settings, without_grain
 from enhancer.video.clip import Clip
 from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid, frame_spans
@@ -47,12 +47,12 @@ def build(context: SourceContext) -> SpatialSource:
         motion = motion[:, step // 2 :: step, step // 2 :: step]  # DIS is smooth: one sample a cell serves
         rows, columns = motion.shape[1:3]
         valid = ~np.isnan(motion[..., 0])
-        speed, _ = beside_camera(motion, valid, np.arange(columns) * step, np.arange(rows) * step, GRAIN)
-        of = "things"
-        if not np.nansum(speed) > 0:
-            speed, of = without_grain(np.hypot(*np.moveaxis(motion, -1, 0)), GRAIN), "camera"
+        speed, of = without_grain(np.hypot(*np.moveaxis(motion, -1, 0)), GRAIN), "all"
+        if context.camera == "remove":
+            beside, _ = beside_camera(motion, valid, np.arange(columns) * step, np.arange(rows) * step, GRAIN)
+            speed, of = (beside, "things") if np.nansum(beside) > 0 else (speed, "camera")
         seconds = np.maximum(np.diff(clip.times, prepend=clip.times[0] - 1), 1e-6)[:, None, None]
         grid = TokenGrid.regular(frame_spans(clip.times, clip.duration), rows, columns, clip.box)
         return Evidence((speed / seconds).astype(np.float32), grid, {"of": of, "opencv": cv2.__version__})
 
-    return SpatialSource("flow", RULE, context, measure)
+    return SpatialSource("flow", RULE, context, measure, camera_settings(context))

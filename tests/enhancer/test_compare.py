@@ -107,3 +107,21 @@ def test_the_oracle_needs_a_world_and_the_command_says_what_it_compares():
         compared_recipe(replace(load_recipe("quickstart").recipe, world=None), ["oracle", "codec"])
     result = typer.testing.CliRunner().invoke(app, ["compare", "quickstart"])
     assert result.exit_code == 2 and "--priors-only" in result.output
+
+
+def test_the_camera_stays_in_the_maps_where_it_is_wanted(compared):
+    root = compared[0].parent.parent
+    found = {}
+    for camera in ("remove", "keep"):
+        loaded = load_recipe("quickstart", [f"output={root}", *WORLD, f"sources.camera={camera}"]).recipe
+        data = prepare_data(loaded, Console(quiet=True))
+        asked = [sample for sample in data.test if sample.question_type == "CM"]
+        recipe = compared_recipe(loaded, ["codec", "flow"])
+        found[camera] = measure_sources(recipe, asked, data.truth, root / "quickstart" / "priors", Console(quiet=True))
+    for source in ("codec", "flow"):
+        kl = {camera: of.document["sources"][source]["groups"].get("all", {}).get("kl", {}).get("mean")
+              for camera, of in found.items()}
+        assert kl["keep"] is not None and (kl["remove"] is None or kl["keep"] < kl["remove"])
+        kept = found["keep"].priors[source].values()
+        assert {(prior.provenance["camera"], prior.provenance["of"]) for prior in kept} == {("keep", "all")}
+        assert all("camera" not in prior.provenance for prior in found["remove"].priors[source].values())
