@@ -59,8 +59,9 @@ def compare_priors(name: str, overrides: list[str], sources: str | None, split: 
         tables = all_tables(document)
         write_text(folder / "agreement.md", "\n".join(_markdown(*table) for table in tables))
         shown = draw_sources(measured, recipe.teacher.sampling.sampling(), folder / "agreement.png")
-    for table in tables:
-        console.print(_rich(*table))
+    for title, heads, rows in tables:
+        console.print(f"\n[bold]{escape(title)}[/bold]")
+        console.print(_rich(heads, rows))
     _say_what_is_missing(document, console)
     console.note(f"{folder}: agreement.json, .csv, .md, and .png with {', '.join(shown)}")
     return folder
@@ -145,8 +146,8 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _rich(title: str, heads: list[str], rows: list[list[str]]) -> rich.table.Table:
-    table = rich.table.Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+def _rich(heads: list[str], rows: list[list[str]]) -> rich.table.Table:
+    table = rich.table.Table(box=None, padding=(0, 2, 0, 0))
     for number, head in enumerate(heads):
         table.add_column(escape(head), justify="right" if number else "left")
     for row in rows:
