@@ -126,8 +126,8 @@ class Teacher:
         self.attention_models = [self.transformer]
         self.attention_layers = [AttentionLayer(key, 0, (key,)) for key in self.transformer.attn_processors]
 
-    def attention_processor(self, layer, previous, recorder=None, streams=None):
-        return CogVideoXAttention.extending(layer, previous, recorder, streams)
+    def attention_processor(self, layer, previous, recorder=None, streams=None, keeper=None):
+        return CogVideoXAttention.extending(layer, previous, recorder, streams, keeper)
 
     @torch.no_grad()
     def forward(self, way: str) -> tuple:
