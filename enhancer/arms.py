@@ -33,6 +33,7 @@ from vdm_priors.store import PriorStore
 from vlm_hooks.export import export, prove_export
 from vlm_hooks.families import load_student
 
+MUCH_WAITING = 0.2  # of a training's time; warned of above it
 PROVED_ON = 2  # samples of the batch on which an export is compared; logits of large vocabularies take gigabytes
 
 
@@ -97,7 +98,8 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     torch.set_num_threads(recipe.threads)
     torch.manual_seed(seed)
     weight = recipe.weight(arm)
-    settings = dataclasses.replace(recipe.training, alignment=dataclasses.replace(recipe.training.alignment, weight=weight))
+    alignment = dataclasses.replace(recipe.training.alignment, weight=weight)
+    settings = dataclasses.replace(recipe.training, alignment=alignment)
     priors = StoredPriors(run, recipe, arm.spec().label) if weight > 0 else None
     student = loaded_student(student_path(recipe.student.model), recipe)
     with readable_write_errors(place), console.bar("train", settings.steps, "step") as bar:
@@ -107,6 +109,9 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
         return []
     if result.start_step:
         console.note(f"{arm.name}, seed {seed}: steps 1 to {result.start_step} were reused from a checkpoint")
+    if result.waiting is not None and result.waiting > MUCH_WAITING:
+        console.warn(f"{arm.name}, seed {seed}: {result.waiting:.0%} of the training's time went by waiting for "
+                     f"batches: raise training.workers ({settings.workers}) where there are cores for them")
     with readable_write_errors(place):
         shutil.rmtree(place / "model", ignore_errors=True)
         export(student, place / "model")
@@ -116,7 +121,7 @@ def train_arm(run: Path, recipe: EnhanceRecipe, arm: ArmSettings, seed: int, sam
     write_json(place / "train.json", {
         "seconds": round(result.seconds, 2), "prior_source": None if arm.source == CONTROL else arm.spec().label,
         "lambda": weight, "seed": seed, "samples": len(samples), "left_out": len(result.problems),
-        "remarks": len(result.remarks), "export_max_difference": difference})
+        "remarks": len(result.remarks), "waiting_share": result.waiting, "export_max_difference": difference})
     return result.problems
 
 
@@ -140,7 +145,8 @@ def _export_difference(student: Any, folder: Path, run: Path, recipe: EnhanceRec
     return prove_export(student, folder, clips, prompts)
 
 
-def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, samples: list[Sample], console: Console) -> None:
+def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, samples: list[Sample],
+                 console: Console) -> None:
     """Asks one student (or the base model) the test questions, unless that is done."""
     place = arm_folder(run, arm, seed)
     if is_evaluated(run, arm, seed):

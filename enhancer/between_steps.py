@@ -19,8 +19,8 @@ class BetweenSteps(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.aligner_steps = self.trainer.create_aligner_steps()
-        if state.global_step:
-            self.trainer.aligner_steps.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if self.trainer.resumed_from is not None:
+            self.trainer.aligner_steps.load(self.trainer.resumed_from)
         self.began = time.monotonic()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):

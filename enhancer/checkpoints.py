@@ -1,4 +1,8 @@
-"""What a training is, so that its checkpoints are known from another's, and which of them to go on from."""
+"""What a training is, so that its checkpoints are known from another's, and which of them to go on from.
+
+Weights and aligner are safetensors. The optimizer's moments, the schedule and the random state are files of torch.save,
+as the Trainer writes them; they are read with weights_only, which takes tensors and plain values and runs no code.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Any
 
 from enhancer.data.samples import Sample
 from enhancer.recipe import differences
-from enhancer.train_settings import UNCHANGING, TrainSettings
+from enhancer.train_settings import AUTO, NEVER, UNCHANGING, TrainSettings
 from enhancer.video.clip import Sampling
 from enhancer.video.footage import Footage, Video
 from vdm_priors.errors import UserError
@@ -37,15 +41,17 @@ def identity(
             "samples": _digest(texts), "priors": aligned_to, "weights": weights_digest(model)}
 
 
-def checkpoint_to_resume(folder: Path, described: dict, resume: bool) -> Path | None:
-    """The newest complete checkpoint, None without one; UserError, with what differs, if it is of another training."""
-    if not resume:
+def checkpoint_to_resume(folder: Path, described: dict, resume: str = AUTO) -> Path | None:
+    """The checkpoint to go on from, None without one; UserError, with what differs, if it is of another training.
+
+    folder: the training's own checkpoints; resume: as the recipe's key training.resume.
+    """
+    if resume == NEVER:
         shutil.rmtree(folder, ignore_errors=True)
         return None
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
-    if not complete:
+    newest = _newest(folder) if resume == AUTO else _named(Path(resume), folder)
+    if newest is None:
         return None
-    newest = max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]))
     kept = json.loads((newest / MARKER).read_text(encoding="utf-8"))["identity"]
     described = json.loads(json.dumps(described))  # as it was written: lists for tuples
     if kept != described:
@@ -53,9 +59,37 @@ def checkpoint_to_resume(folder: Path, described: dict, resume: bool) -> Path | 
                   for line in differences(kept, described)]
         raise UserError(
             f"{newest}: is a checkpoint of another training; what differs: {'; '.join(listed)}. Choose another output "
-            "folder, or set training.resume to false to start over."
+            "folder, or set training.resume to never to start over."
         )
     return newest
+
+
+def _newest(folder: Path) -> Path | None:
+    """The complete checkpoint of the most steps in a folder of checkpoints."""
+    complete = [path.parent for path in folder.glob(f"checkpoint-*/{MARKER}")]
+    return max(complete, key=_steps, default=None)
+
+
+def _steps(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _named(path: Path, folder: Path) -> Path | None:
+    """The checkpoint that `path` is, or the newest in it: a folder of checkpoints, of a student, or of a run.
+
+    folder: as above; where it ends in arms/<arm>/seed<k>/checkpoints, so it does in another run's folder. The student's
+    own checkpoint goes first where it is further, so that the same command continues what it began.
+    """
+    if (path / MARKER).is_file():
+        found = path
+    else:
+        inside = (path, path / CHECKPOINTS, path.joinpath(*folder.parts[-4:]))
+        found = next((newest for newest in map(_newest, inside) if newest is not None), None)
+    if found is None:
+        raise UserError(f"training.resume: {path} is no complete checkpoint and holds none ({MARKER} is written last). "
+                        f"Give a checkpoint-<step> folder, or set training.resume to {AUTO}.")
+    own = None if found.parent.resolve() == folder.resolve() else _newest(folder)
+    return found if own is None or _steps(own) < _steps(found) else own
 
 
 def remove_checkpoints(folder: str | Path) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from enhancer.data.samples import Problem, Sample
 from enhancer.video.clip import Clip, FrameCache, Sampling
+from enhancer.worker_messages import Message
 from vdm_priors.errors import ClipError, SampleError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
@@ -40,7 +41,7 @@ class Item:
 
 
 @dataclass
-class BatchNotes:
+class BatchNotes(Message):
     """What a batch carries beside the model's inputs: all lists [B], request None without priors."""
 
     ids: list[str]
@@ -108,9 +109,9 @@ class TrainingClips(Dataset):
         length = text - 1 + visual  # the one placeholder becomes the visual tokens
         if length > student.max_length:
             raise SampleError(
-                f"The sample has {length} tokens ({visual} of them for {frames} frames of {width}×{height} pixels), more than "
-                f"the model's {student.max_length}. Visual tokens are never cut off: lower student.sampling.frames or the "
-                f"processor's frame size."
+                f"The sample has {length} tokens ({visual} of them for {frames} frames of {width}×{height} pixels), "
+                f"more than the model's {student.max_length}. Visual tokens are never cut off: lower "
+                f"student.sampling.frames or the processor's frame size."
             )
         self._fitting.add(sample.id)
 
@@ -185,7 +186,8 @@ def match_prior(
     pairs, reasons = {}, []
     for shift, part, start in places:
         inside = [i for i, word in enumerate(prior.words) if word.start >= shift and word.end <= shift + len(part)]
-        words = [replace(word, start=word.start - shift, end=word.end - shift) for word in map(prior.words.__getitem__, inside)]
+        words = [replace(prior.words[i], start=prior.words[i].start - shift, end=prior.words[i].end - shift)
+                 for i in inside]
         found = match_words(words, part, text, offsets, start)
         pairs.update({inside[i]: positions for i, positions in found.pairs})
         reasons += [found.reason] if found.reason else []
@@ -199,7 +201,10 @@ def row_of_answer(offsets: Sequence[tuple[int, int]], answer_start: int) -> int:
 
 
 class PriorCache:
-    """Priors by sample id, the least recently used dropped first, bounded in bytes of maps."""
+    """Priors by sample id, the least recently used dropped first, bounded in bytes of maps.
+
+    Without their provenance, which no batch needs: it holds the scores of all heads.
+    """
 
     def __init__(self, priors: Priors, max_bytes: int = 256 << 20) -> None:
         self._load = priors
@@ -212,6 +217,8 @@ class PriorCache:
             self._kept.move_to_end(sample.id)
             return self._kept[sample.id]
         prior = self._load(sample)
+        if prior is not None:
+            prior = replace(prior, provenance={})
         self._kept[sample.id] = prior
         self._bytes += _size(prior)
         while self._bytes > self._max_bytes:

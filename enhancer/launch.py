@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from enhancer.processes import Process
 from enhancer.recipe_files import recipes_folder
+from enhancer.tracking import check_tracker
 from enhancer.train_settings import TrainSettings
 from vdm_priors.errors import RecipeError, UserError
 
@@ -29,6 +31,19 @@ def launch_file(name: str, key: str) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RecipeError(f"{key}: {path} is not readable JSON ({error}).") from error
+
+
+def launch_faults(settings: TrainSettings) -> list[str]:
+    """What a training's keys name that is not there: a file of launch settings, a tracker's package."""
+    checks = [partial(launch_file, name, f"training.{key}")
+              for key, name in (("fsdp", settings.fsdp), ("deepspeed", settings.deepspeed)) if name]
+    faults = []
+    for check in (*checks, partial(check_tracker, settings.report_to)):
+        try:
+            check()
+        except UserError as error:
+            faults.append(str(error))
+    return faults
 
 
 def check_launch(settings: TrainSettings, device: str) -> None:

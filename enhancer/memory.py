@@ -44,12 +44,11 @@ def out_of_memory(error: BaseException, teacher: Any, settings: Any, frames: int
     there = f" of {have / MB:,.0f} MB that there are" if have else ""
     clips = "one clip" if batch_size == 1 else f"{batch_size} clips"
     return OutOfMemory(
-        f"Out of memory while the teacher extracted {clips} of {frames} frames {cost.size[0]}×{cost.size[1]} in {dtype}: it "
-        f"needs about {cost.memory / MB:,.0f} MB{there} (weights {cost.weights / MB:,.0f}, activations "
-        f"{cost.activations / MB:,.0f}, harvest {cost.harvest / MB:,.0f}, keys that are kept {cost.kept / MB:,.0f} MB; an "
-        f"estimate). To need less, "
-        f"{saying(smaller_choices(teacher, settings, cost))}. What is finished is kept. PyTorch said: "
-        f"{' '.join(str(error).split())[:200].rstrip('.')}."
+        f"Out of memory while the teacher extracted {clips} of {frames} frames {cost.size[0]}×{cost.size[1]} in "
+        f"{dtype}: it needs about {cost.memory / MB:,.0f} MB{there} (weights {cost.weights / MB:,.0f}, activations "
+        f"{cost.activations / MB:,.0f}, harvest {cost.harvest / MB:,.0f}, keys that are kept {cost.kept / MB:,.0f} MB; "
+        f"an estimate). To need less, {saying(smaller_choices(teacher, settings, cost))}. What is finished is kept. "
+        f"PyTorch said: {' '.join(str(error).split())[:200].rstrip('.')}."
     )
 
 

@@ -18,7 +18,7 @@ import rich.table
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
-from enhancer.launch import launch_file
+from enhancer.launch import launch_faults
 from enhancer.memory import MB, device_memory
 from enhancer.preflight_models import (
     Models, check_further_teachers, hub_unreachable, light_student, resolve_models, teacher_costs,
@@ -32,7 +32,7 @@ from enhancer.sources.oracle import ROWS
 from enhancer.video.clip import Clip, Sampling
 from enhancer.video.footage import Video, files_of
 from enhancer.video.guard import clip_reader
-from vdm_priors.errors import ModelError, RecipeError, UserError
+from vdm_priors.errors import ModelError, UserError
 
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
 HEADER = 16384  # bytes of a stored prior beside its maps, at most about (the scores of all heads are in it)
@@ -183,12 +183,7 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, re
     """What a training takes on each device, by the configuration (training_memory)."""
     from enhancer.training_memory import skeleton_student, training_memory
 
-    for key in ("fsdp", "deepspeed"):
-        try:
-            if getattr(recipe.training, key):
-                launch_file(getattr(recipe.training, key), f"training.{key}")
-        except RecipeError as error:
-            report.faults.append(str(error))
+    report.faults += launch_faults(recipe.training)
     if models.student is None or not longest:
         return
     settings, processes = recipe.training, devices_of_training(recipe)

@@ -26,6 +26,7 @@ import yaml
 
 from enhancer.console import Console
 from enhancer.recipe import build, differences, to_plain, to_yaml
+from enhancer.train_settings import UNCHANGING
 from vdm_priors.errors import RecipeError, UserError
 
 KEPT_WHEN_FRESH = ("priors",)  # keyed by content, so never out of date
@@ -182,7 +183,7 @@ class RunFolder:
 
 def changes(old: dict, new: dict) -> list[str]:
     """Differences of two resolved recipes that would mix results. Adding arms or seeds is none."""
-    old, new = dict(old), dict(new)
+    old, new = (_without_free_training(recipe) for recipe in (old, new))
     lines = []
     if isinstance(old.get("arms"), list) and isinstance(new.get("arms"), list):
         before, after = ({arm["name"]: arm for arm in recipe.pop("arms")} for recipe in (old, new))
@@ -192,6 +193,13 @@ def changes(old: dict, new: dict) -> list[str]:
     for key in FREE_KEYS:
         old.pop(key, None), new.pop(key, None)
     return differences(old, new) + lines
+
+
+def _without_free_training(recipe: dict) -> dict:
+    training = recipe.get("training")
+    if not isinstance(training, dict):
+        return dict(recipe)
+    return {**recipe, "training": {key: value for key, value in training.items() if key not in UNCHANGING}}
 
 
 def report_skipped(run: RunFolder, stage: str, problems: list, console: Console) -> None:

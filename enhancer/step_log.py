@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,24 @@ from torch import Tensor, nn
 SUMS = ("loss", "ar_loss", "alignment_loss", "words_matched", "words_total", "video_mass", "aligned", "data_seconds")
 
 
+def waiting_share(rows: Sequence[dict]) -> float | None:
+    """The share of a training's time that was spent waiting for batches, its first tenth left out; None without a step.
+
+    rows: of history.jsonl. The first steps wait for the worker processes to start.
+    """
+    rows = [row for row in rows if row.get("data_seconds") is not None]
+    rows = rows[math.ceil(len(rows) / 10):]
+    seconds = sum(row["seconds"] for row in rows)
+    return sum(row["data_seconds"] for row in rows) / seconds if seconds else None
+
+
 class StepLog:
     """Sums the values of a step's batches, joins those of all processes, and writes them; process 0 alone writes.
 
     A row has: step; loss = ar_loss + λ · alignment_loss, means over the step; words_matched of words_total; video_mass,
     the share of the matched words' attention that falls on the video; ar_grad_norm and alignment_grad_norm, every so
     many steps; learning_rate; seconds of the step, data_seconds of them spent waiting for its batches (mean over
-    processes). None stands for what there was not.
+    processes) and data_share, how much of the step that is. None stands for what there was not.
     """
 
     def __init__(self, path: Path, accelerator: Any) -> None:
@@ -48,7 +60,7 @@ class StepLog:
         sums = self._joined()
         norms = {f"{name}_grad_norm": self._norm(parts) for name, parts in self._gradients.items()}
         self._sums, self._gradients = {}, {}
-        matched = int(sums["words_matched"])
+        matched, waited = int(sums["words_matched"]), sums["data_seconds"] / self._accelerator.num_processes
         row = {
             "step": step, "loss": sums["loss"], "ar_loss": sums["ar_loss"],
             "alignment_loss": sums["alignment_loss"] if sums["aligned"] else None,
@@ -56,7 +68,7 @@ class StepLog:
             "video_mass": sums["video_mass"] / matched if matched else None,
             "ar_grad_norm": norms.get("ar_grad_norm"), "alignment_grad_norm": norms.get("alignment_grad_norm"),
             "learning_rate": learning_rate, "seconds": round(seconds, 4),
-            "data_seconds": round(sums["data_seconds"] / self._accelerator.num_processes, 4),
+            "data_seconds": round(waited, 4), "data_share": round(waited / seconds, 4) if seconds else None,
         }
         self.rows.append(row)
         if self._accelerator.is_main_process:

@@ -9,7 +9,11 @@ from enhancer.recipe import option
 
 PARTS = ("vision", "merger", "llm")
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-UNCHANGING = ("save_every", "log_every", "resume", "workers")  # keys that change nothing in the trained weights
+UNCHANGING = ("save_every", "log_every", "resume", "workers", "report_to")  # keys that change nothing in the weights
+# what transformers' Trainer can report to, and the package of each
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "comet_ml": "comet_ml",
+            "trackio": "trackio", "swanlab": "swanlab", "clearml": "clearml"}
+AUTO, NEVER = "auto", "never"  # of `resume`, beside a path
 
 
 @dataclass
@@ -92,13 +96,20 @@ class TrainSettings:
                                          "launch/zero3.json of the shipped recipes; needs `pip install deepspeed`")
     save_every: int = option(0, "steps between checkpoints to resume from; 0 keeps none", min=0)
     log_every: int = option(10, "steps between two reports of progress (history.jsonl has every step)", min=1)
-    resume: bool = option(True, "continue from the newest complete checkpoint; false deletes them and starts over")
+    resume: str = option(AUTO, "auto continues from the student's newest complete checkpoint; never deletes them and "
+                               "starts over; else the path of a checkpoint of the same training, or of a run folder "
+                               "(one that was moved, say) whose checkpoints are taken")
+    report_to: str = option("none", "tracker that gets the rows of history.jsonl every log_every steps; its package "
+                                    "must be installed, and tensorboard writes to the student's folder",
+                            choices=("none", *TRACKERS))
     workers: int = option(0, "processes that decode and prepare batches ahead; 0: between the steps", min=0, max=64)
     alignment: AlignmentSettings = option(AlignmentSettings())
 
     def __post_init__(self) -> None:
         if self.fsdp and self.deepspeed:
             raise ValueError("fsdp and deepspeed both shard the model: set one of them")
+        if self.resume in ("True", "False"):  # as YAML's true and false arrive
+            raise ValueError(f"resume is {AUTO}, {NEVER} or a path, not {self.resume.lower()}")
 
     @property
     def sharded(self) -> bool:

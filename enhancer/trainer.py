@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from pickle import UnpicklingError  # torch raises it for what weights_only refuses
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from enhancer.collate import NOTES, BatchNotes
 from enhancer.data.samples import Problem
 from enhancer.losses import answer_loss
 from enhancer.step_log import StepLog
+from enhancer.tracking import close_tracker, tracker_callbacks
 from enhancer.train_settings import PARTS, TrainSettings
 from enhancer.trainer_arguments import training_arguments
 from vdm_priors.errors import UserError
@@ -54,6 +56,7 @@ class AlignedTrainer(Trainer):
         self._remarks: dict[tuple, Problem] = {}
         self._notes: BatchNotes | None = None
         self._samples_in_step = 1.0
+        self.resumed_from: Path | None = None
         self._words = {"matched": 0, "total": 0}
         super().__init__(
             model=student.model,
@@ -65,6 +68,8 @@ class AlignedTrainer(Trainer):
             callbacks=[BetweenSteps(self)],
         )
         self.remove_callback(PrinterCallback)
+        for callback in tracker_callbacks(settings.report_to, history_path.parent, self.is_world_process_zero()):
+            self.add_callback(callback)
         self.step_log = StepLog(history_path, self.accelerator)
         if settings.fsdp and not self.is_fsdp_enabled:
             raise UserError(
@@ -89,6 +94,7 @@ class AlignedTrainer(Trainer):
         """
         required = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self._freeze()
+        self.resumed_from = checkpoint
         start = self._restore(checkpoint) if checkpoint else 0
         self.step_log.rewind(start)
         whole = None
@@ -103,10 +109,11 @@ class AlignedTrainer(Trainer):
             else:
                 # around the whole loop, since gradient checkpointing repeats forwards in the backward
                 with capture(self.model) if self.aligner is not None else nullcontext():
-                    self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+                    self._train_from(checkpoint)
                 if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                     whole = self.accelerator.get_state_dict(self.model_wrapped)
         finally:
+            close_tracker(self.settings.report_to)
             unset_hf_deepspeed_config()  # else ZeRO-3 would shard every model that is loaded from now on
             for name, parameter in self.model.named_parameters():
                 if name in required:  # an adapter's are gone with it
@@ -120,6 +127,15 @@ class AlignedTrainer(Trainer):
         self._join_notes()
         self._check_words(least=1)
         return start, whole
+
+    def _train_from(self, checkpoint: Path | None) -> None:
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except UnpicklingError as error:
+            raise UserError(
+                f"{checkpoint}: the optimizer's or the random state cannot be read ({str(error)[:200]}): it is "
+                "damaged, or holds more than tensors. Delete this checkpoint to go on from the one before."
+            ) from error
 
     # -- parameters -------------------------------------------------------------------
 
@@ -193,9 +209,11 @@ class AlignedTrainer(Trainer):
             loss, losses = answer + weight * alignment, {"ar": answer, "alignment": alignment}
         self.step_log.add(loss=loss)
         if not torch.isfinite(loss):
-            raise UserError(f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}, in the batch "
-                            f"of the samples {', '.join(notes.ids)}. Lower the learning rates or training.max_grad_norm, "
-                            "or leave out a damaged sample; checkpoints before this step are intact.")
+            raise UserError(
+                f"The loss became {float(loss.detach())} at step {self.state.global_step + 1}, in the batch of the "
+                f"samples {', '.join(notes.ids)}. Lower the learning rates or training.max_grad_norm, or leave out a "
+                "damaged sample; checkpoints before this step are intact."
+            )
         self._log_gradients(losses)
         return loss
 
@@ -250,6 +268,8 @@ class AlignedTrainer(Trainer):
         """The step's row of the history, and the progress that process 0 shows."""
         row = self.step_log.finish(self.state.global_step, learning_rate, seconds)
         done, total = self.state.global_step, self.state.max_steps
+        if self.settings.report_to != "none" and done % self.settings.log_every == 0:
+            self.log({name: value for name, value in row.items() if value is not None and name != "step"})
         if self.progress and self.is_world_process_zero() and (done % self.settings.log_every == 0 or done == total):
             aligned = "" if row["alignment_loss"] is None else f", alignment {row['alignment_loss']:.3f}"
             self.progress(done, total, f"answer loss {row['ar_loss']:.3f}{aligned}")

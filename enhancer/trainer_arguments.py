@@ -8,14 +8,16 @@ import torch
 from transformers import TrainingArguments
 
 from enhancer.launch import check_launch, launch_file
+from enhancer.tracking import TENSORBOARD, check_tracker
 from enhancer.train_settings import TrainSettings
 
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def training_arguments(settings: TrainSettings, folder: Path, seed: int, device: torch.device) -> TrainingArguments:
-    """The arguments; nothing is reported but through our own history. Raises UserError as `check_launch`."""
+    """The arguments; AlignedTrainer alone logs. Raises UserError as `check_launch` and `check_tracker`."""
     check_launch(settings, device.type)
+    check_tracker(settings.report_to)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -34,7 +36,8 @@ def training_arguments(settings: TrainSettings, folder: Path, seed: int, device:
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
         logging_strategy="no",
-        report_to=[],
+        report_to=[] if settings.report_to in ("none", TENSORBOARD) else [settings.report_to],
+        run_name="/".join(part for part in folder.absolute().parts[-5:-1] if part != "arms"),  # run/arm/seed
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=True,  # vision towers have layers that a model never asks

@@ -6,6 +6,7 @@ this file is the course of a training from samples to a trained student.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from enhancer.checkpoints import CHECKPOINTS, checkpoint_to_resume, identity, remove_checkpoints, weights_digest
 from enhancer.data.samples import Problem, Sample
 from enhancer.processes import Process
-from enhancer.train_settings import AlignmentSettings, LoraSettings, TrainSettings
+from enhancer.train_settings import AUTO, NEVER, AlignmentSettings, LoraSettings, TrainSettings
 from enhancer.video.clip import FrameCache, Sampling
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.prior import MotionPrior
@@ -30,13 +31,15 @@ HISTORY = "history.jsonl"
 @dataclass
 class TrainResult:
     """history: one row a step; problems: samples left out; remarks: samples used with something to
-    know (no prior, repeated frames, unmatched words); seconds: of this call; start_step: 0, or where it resumed."""
+    know (no prior, repeated frames, unmatched words); seconds: of this call; start_step: 0, or where it resumed;
+    waiting: share of the time that was spent waiting for batches (enhancer.step_log.waiting_share)."""
 
     history: list[dict]
     problems: list[Problem]
     remarks: list[Problem]
     seconds: float
     start_step: int
+    waiting: float | None
 
 
 def train(
@@ -62,6 +65,7 @@ def train(
     """
     # transformers' Trainer takes seconds to import, and reading a recipe needs only the settings
     from enhancer.collate import Collator, PriorCache, TrainingClips, check_texts
+    from enhancer.step_log import waiting_share
     from enhancer.trainer import AlignedTrainer
     from vlm_hooks.capture import CaptureError
     from vlm_hooks.lora import merge_lora
@@ -88,7 +92,7 @@ def train(
     aligner = _aligner(settings.alignment, clips, prompts, priors, student, seed) if aligned else None
 
     # without checkpoints nobody asks for it, and large models take seconds to hash
-    kept = settings.save_every > 0 or (folder / CHECKPOINTS).exists()
+    kept = settings.save_every > 0 or (folder / CHECKPOINTS).exists() or settings.resume not in (AUTO, NEVER)
     process = Process.this()
     described = identity(settings, usable, sampling, seed, process.count, student.model, source) if kept else {}
     adapters = _add_adapters(student, settings.lora, seed)
@@ -106,6 +110,8 @@ def train(
     )
     with trainer.accelerator.main_process_first():  # which alone deletes those that shall not be resumed
         checkpoint = checkpoint_to_resume(folder / CHECKPOINTS, described, settings.resume)
+        if checkpoint is not None and process.rank == 0:
+            _bring_history(checkpoint, folder)
     try:
         start_step, whole = trainer.run(checkpoint)
     except CaptureError as error:
@@ -115,7 +121,8 @@ def train(
     if adapters is not None and (whole is None or process.rank == 0):
         merge_lora(adapters)
     seconds = time.monotonic() - started
-    return TrainResult(trainer.step_log.rows, problems + trainer.problems, trainer.remarks, seconds, start_step)
+    return TrainResult(trainer.step_log.rows, problems + trainer.problems, trainer.remarks, seconds, start_step,
+                       waiting_share(trainer.step_log.rows))
 
 
 def _make_folder(folder: Path) -> None:
@@ -125,6 +132,13 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}). Choose an output folder you may write to, "
                         "with free space.") from error
+
+
+def _bring_history(checkpoint: Path, folder: Path) -> None:
+    """The rows before a checkpoint that lies elsewhere come with it, where it still has them."""
+    there = checkpoint.parent.parent / HISTORY
+    if there.is_file() and there.resolve() != (folder / HISTORY).resolve():
+        shutil.copyfile(there, folder / HISTORY)
 
 
 def _with_priors(samples: list[Sample], priors: Callable, policy: str, problems: list[Problem]) -> list[Sample]:

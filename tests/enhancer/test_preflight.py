@@ -20,7 +20,8 @@ from vdm_priors.errors import ModelError
 
 WORLD = {"train_clips": 30, "test_clips": 18, "frames": 9, "height": 32, "width": 32}
 MODELS = {"vdm": [{"name": "lambda0"}, {"name": "vdm", "source": "vdm"}], "none": [{"name": "lambda0"}]}
-OFFLINE = "We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files."
+OFFLINE = ("We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached "
+           "files.")
 
 
 def call(*arguments):
@@ -80,7 +81,8 @@ def test_frames_that_the_teacher_takes_are_valid(recipe):
 def test_null_frames_are_the_teachers_own(recipe, tmp_path, monkeypatch):
     assert call("validate", recipe, "teacher.sampling={}")[0] == 0
     monkeypatch.setattr("vdm_priors.families.hub_commit", unreachable)
-    for name, code, message in (("/nonexistent/x", 1, "no model folder"), ("owner/model", 0, "cannot be checked offline")):
+    cases = (("/nonexistent/x", 1, "no model folder"), ("owner/model", 0, "cannot be checked offline"))
+    for name, code, message in cases:
         said = call("validate", recipe, "teacher.sampling={}", f"teacher.model={name}")
         assert said[0] == code and message in said[1], said[1]
     folder = tmp_path / "silent"
@@ -150,7 +152,8 @@ def test_hub_names_are_said_not_to_be_checked(recipe, monkeypatch):
 def test_an_unmade_world_is_counted_from_a_few_clips_like_it(world_recipe, tmp_path):
     code, text = call("validate", world_recipe)
     assert code == 0, text
-    for part in ("30 training, 0 validation and 18 test clips", "student tokens a sample", "disk for clips", "disk for priors"):
+    for part in ("30 training, 0 validation and 18 test clips", "student tokens a sample", "disk for clips",
+                 "disk for priors"):
         assert part in text, part
     assert not (tmp_path / "runs").exists()
     code, told = call("extract", world_recipe)
@@ -211,5 +214,6 @@ def test_a_teacher_too_large_for_the_machine_is_told_with_what_would_fit(recipe,
 
 def test_further_teachers_are_estimated_by_name(recipe, tmp_path):
     arms = "arms=[{name: vdm, source: vdm, teacher: second}]"
-    code, text = call("validate", recipe, arms, f"teachers=[{{name: second, model: {teacher_folder()}, sampling: {{frames: 9}}}}]")
+    second = f"{{name: second, model: {teacher_folder()}, sampling: {{frames: 9}}}}"
+    code, text = call("validate", recipe, arms, f"teachers=[{second}]")
     assert code == 0 and "second: memory of the teacher" in text, text

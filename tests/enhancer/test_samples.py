@@ -210,7 +210,8 @@ def test_absolute_paths_inside_the_root_and_links_out_of_it(root, tmp_path_facto
 
 
 def test_a_file_without_a_usable_row_fails_as_a_whole(root):
-    for content, message in [("[]", "no rows"), ("[{", "not valid JSON"), (json.dumps([talk(answer="")]), "answer is empty")]:
+    unanswered = json.dumps([talk(answer="")])
+    for content, message in [("[]", "no rows"), ("[{", "not valid JSON"), (unanswered, "answer is empty")]:
         (root / "data.json").write_text(content)
         with pytest.raises(SampleError, match=message):
             load_samples(root / "data.json")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from enhancer import train_settings
 from enhancer.checkpoints import identity
 from enhancer.collate import NOTES, Collator, PriorCache, TrainingClips, check_texts, match_prior
 from enhancer.data.samples import Sample
+from enhancer.recipe import build, to_plain
+from enhancer.recipe_schema import EnhanceRecipe
+from enhancer.runfolder import changes
 from enhancer.training import AlignmentSettings, LoraSettings, TrainSettings, remove_checkpoints, train
 from enhancer.video.clip import FrameCache, Sampling
 from enhancer.video.footage import Footage
@@ -256,6 +260,28 @@ def test_parameter_groups(samples, cache, tmp_path, monkeypatch):
     assert sum(count for _, count, _ in groups) == len(list(student.model.parameters()))
 
 
+def test_a_workers_batch_arrives_as_it_was_sent(samples, cache):
+    """Without a shared file a tensor, of which a batch's priors and grids have hundreds."""
+    from multiprocessing.reduction import ForkingPickler
+
+    student = tiny_student()
+    usable, prompts, _ = check_texts(samples[:2], student)
+    clips = TrainingClips(usable, prompts, student, SAMPLING, cache)
+    sent = Collator(student, prompts, PriorCache(prior_of), [0, 2])([clips[0], clips[1]])[NOTES]
+    message = bytes(ForkingPickler.dumps(sent))
+    assert b"rebuild_storage" not in message
+    arrived = ForkingPickler.loads(message)
+    assert type(arrived) is type(sent) and arrived.ids == sent.ids and arrived.matches == sent.matches
+    for name in ("rows", "row_mask", "columns", "column_mask"):
+        assert torch.equal(getattr(arrived.request, name), getattr(sent.request, name))
+    assert arrived.request.layers == [0, 2]
+    for ours, theirs in zip(arrived.priors, sent.priors, strict=True):
+        assert torch.equal(ours.maps, theirs.maps) and torch.equal(ours.weight, theirs.weight)
+        assert ours.words == theirs.words and ours.grid.to_dict() == theirs.grid.to_dict()
+    assert [grid.to_dict() for grid in arrived.grids] == [grid.to_dict() for grid in sent.grids]
+    arrived.request.rows[0] = 0  # the arrays can be written to
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 def test_resume_gives_the_same_weights_bit_for_bit(samples, cache, tmp_path, aligned):
     settings = replace(FAST if aligned else LAMBDA0, steps=5, schedule="cosine", save_every=2)
@@ -287,8 +313,96 @@ def test_a_checkpoint_of_another_training_is_not_taken(samples, cache, tmp_path)
     run(samples, tmp_path, cache, settings)
     with pytest.raises(UserError, match="what differs: seed: 0 -> 5"):
         run(samples, tmp_path, cache, settings, seed=5)
-    _, result = run(samples, tmp_path, cache, replace(settings, resume=False), seed=5)
+    _, result = run(samples, tmp_path, cache, replace(settings, resume="never"), seed=5)
     assert result.start_step == 0 and len(result.history) == 2
+
+
+def test_resume_takes_a_path(samples, cache, tmp_path):
+    """A checkpoint, or the folder of a student or of a run that was moved; then the student's own."""
+    settings = replace(FAST, steps=4, save_every=2)
+    place = Path("arms", "vdm", "seed0")
+    whole, full = run(samples, tmp_path / "old" / place, cache, settings)
+    moved = (tmp_path / "old").rename(tmp_path / "moved")
+    shutil.rmtree(moved / place / "checkpoints" / "checkpoint-4")
+    for number, path in enumerate((moved, moved / place, moved / place / "checkpoints" / "checkpoint-2")):
+        folder = tmp_path / f"new{number}" / place
+        resumed, result = run(samples, folder, cache, replace(settings, resume=str(path)))
+        assert result.start_step == 2 and same(whole, resumed)
+        assert [row["loss"] for row in result.history] == [row["loss"] for row in full.history]
+    assert run(samples, folder, cache, replace(settings, resume=str(path)))[1].start_step == 4  # its own is further
+    with pytest.raises(UserError, match="training.resume: .*nowhere is no complete checkpoint.*set training.resume to au"):
+        run(samples, folder, cache, replace(settings, resume=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="what differs: seed: 0 -> 1"):
+        run(samples, tmp_path / "other" / place, cache, replace(settings, resume=str(moved)), seed=1)
+    with pytest.raises(ValueError, match="resume is auto, never or a path, not false"):
+        TrainSettings(resume="False")
+
+
+def test_a_run_may_be_continued_with_other_workers_or_checkpoints():
+    def recipe(**training):
+        return to_plain(build(EnhanceRecipe, {"name": "a", "data": {"root": "d"}, "arms": [{"name": "b"}],
+                                              "training": training}))
+
+    free = dict(resume="somewhere", workers=3, save_every=7, log_every=2, report_to="wandb")
+    assert changes(recipe(), recipe(**free)) == []
+    assert changes(recipe(), recipe(**free, steps=7)) == ["training.steps: 400 -> 7"]
+
+
+def test_a_checkpoints_files_run_no_code(samples, cache, tmp_path):
+    settings = replace(LAMBDA0, steps=2, save_every=1)
+    run(samples, tmp_path, cache, settings)
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-1"
+    shutil.rmtree(checkpoint.with_name("checkpoint-2"))
+
+    class Touches:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "code-was-run",)
+
+    for name in ("optimizer.pt", "rng_state.pth"):
+        before = (checkpoint / name).read_bytes()
+        torch.save({"state": Touches()}, checkpoint / name)
+        with pytest.raises(UserError, match="checkpoint-1: the optimizer's or the random state cannot be read"):
+            run(samples, tmp_path, cache, settings)
+        (checkpoint / name).write_bytes(before)
+    assert not (tmp_path / "code-was-run").exists()
+
+
+def test_a_tracker_gets_the_rows(samples, cache, tmp_path, monkeypatch):
+    """TensorBoard's callback of transformers, with a writer that keeps what it is told."""
+    import types
+
+    import transformers.integrations.integration_utils as integrations
+
+    told = {}
+
+    class Writer:
+        def __init__(self, log_dir):
+            told["folder"] = log_dir
+
+        def add_scalar(self, name, value, step):
+            told.setdefault(name, {})[step] = value
+
+        def add_text(self, *args):
+            pass
+
+        flush = close = add_text
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setattr(integrations, "is_tensorboard_available", lambda: True)
+    settings = replace(FAST, steps=4, log_every=2, report_to="tensorboard")
+    with pytest.raises(UserError, match="report_to is tensorboard, which is not installed: `pip install tensorboard`"):
+        run(samples, tmp_path, cache, settings)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: object())
+    _, result = run(samples, tmp_path, cache, settings)
+    assert told["folder"] == str(tmp_path / "tensorboard")
+    for key in ("loss", "ar_loss", "alignment_loss", "ar_grad_norm", "video_mass", "data_share"):
+        assert told[f"train/{key}"] == {step: result.history[step - 1][key] for step in (2, 4)}, key
+
+
+def test_trackers_are_those_of_transformers():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    assert set(train_settings.TRACKERS) <= set(INTEGRATION_TO_CALLBACK)
 
 
 def test_a_checkpoint_of_another_model_or_other_priors_is_not_taken(samples, cache, tmp_path):
