@@ -18,6 +18,8 @@ from vdm_priors.kernels import scaled_products
 
 CHUNK_ELEMENTS = {"cpu": 2**20}  # probabilities held at once: 4 MiB in float32
 LARGE_CHUNK = 2**23  # elsewhere: 32 MiB in float32
+TILE_ELEMENTS = {"cpu": 2**17}  # where a row's columns need not be there together: half of a core's own cache
+TILE_ROWS, TILE_COLUMNS = 512, 256  # of a tile, at most and at least, where there are as many
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ class Layout:
     def tokens(self) -> int:
         return self.text_tokens + self.vision_tokens
 
+    def in_streams(self, part: slice, keys: int) -> list[slice]:
+        """Where `part`, text or vision, lies among the keys of one stream, or of several one after the other."""
+        return [slice(first + part.start, first + part.stop) for first in range(0, keys, self.tokens)]
+
 
 def probability_chunks(
     q_bhrd: Tensor, k_bhkd: Tensor, scale: float, bias_bhrk: Tensor | None = None,
@@ -83,6 +89,29 @@ def probability_chunks(
         if bias_bhrk is not None:
             logits_bhrk = logits_bhrk + bias_bhrk
         yield chosen, logits_bhrk.softmax(dim=-1)
+
+
+def tiles(
+    batch: int, heads: int, rows: int, columns: int, device: torch.device
+) -> Iterator[tuple[slice, slice, slice]]:
+    """(heads, rows, columns) of parts of a [batch, heads, rows, columns] that a device's cache holds."""
+    limit = TILE_ELEMENTS.get(device.type, LARGE_CHUNK) // batch
+    row_step = _even_step(rows, TILE_ROWS)
+    column_step = _even_step(columns, max(TILE_COLUMNS, limit // row_step))
+    head_step = _even_step(heads, max(1, limit // (row_step * column_step)))
+    for of in _slices(heads, head_step):
+        for chosen in _slices(rows, row_step):
+            for part in _slices(columns, column_step):
+                yield of, chosen, part
+
+
+def _even_step(count: int, most: int) -> int:
+    """The step of the fewest equal parts of `count` that are no longer than `most`."""
+    return -(-count // -(-count // most))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
 def elements_at_once(device: torch.device) -> int:

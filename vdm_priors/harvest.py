@@ -4,41 +4,36 @@
         reconstruct(teacher, trajectory, embeds)
     harvested.t2v   # [B, heads, T, S_v], averaged over layers and forwards
 
-Rows are softmax(q Kᵀ·scale) over **all** keys, text and vision, in float32; only what was asked
-for is kept, and never an S×S matrix at once. The model's outputs are bit for bit those without
-a harvest, and on exit its processors are the same objects as before, also after an error.
+Rows are softmax(q Kᵀ·scale) over **all** keys, text and vision, in float32; only what was asked for is kept, and never
+an S×S matrix at once. The model's outputs are bit for bit those without a harvest, and on exit its processors are the
+same objects as before, also after an error.
 
-Where text is attended to separately (Wan, LTX-Video), vision's rows over vision are those of the
-self-attention and its rows over text those of the cross-attention; each sums to 1 over its own
-keys. There text asks nothing of vision: see `Harvest.t2v` for what a text row means then.
+Where text is attended to separately (Wan, LTX-Video), vision's rows over vision are those of the self-attention and its
+rows over text those of the cross-attention; each sums to 1 over its own keys. There text asks nothing of vision: see
+`Harvest.t2v` for what a text row means then.
 
-Legend: B harvested batch entries, H heads (layers × heads for head_scope "layer_head"), T text
-tokens, R vision rows, S_v vision tokens, L text length of the model's sequence.
+Legend: B harvested batch entries, H heads (layers × heads for head_scope "layer_head"), T text tokens, R vision rows,
+S_v vision tokens, L text length of the model's sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vdm_priors.attention import (
-    AttentionLayer,
-    Layout,
-    elements_at_once,
-    probability_chunks,
-    require_finite,
-    swapped_processors,
+    AttentionLayer, Layout, elements_at_once, probability_chunks, require_finite, swapped_processors, tiles,
 )
 from vdm_priors.errors import ModelError
 from vdm_priors.harvest_request import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS, HarvestRequest, RowTaker
-from vdm_priors.kernels import scaled_products
+from vdm_priors.kernels import probabilities
 from vdm_priors.memory import Memory, entries_of
+from vdm_priors.running_means import RunningMeans
 
 __all__ = ["DIRECTIONS", "HEAD_SCOPES", "MEMORY_COLUMNS", "Harvest", "HarvestRequest", "harvest", "unrecorded"]
 
@@ -56,10 +51,10 @@ def unrecorded() -> Iterator[None]:
 
 
 class Harvest:
-    """Sums of what was asked for; `t2v`, `v2t` and `v2v` are their means, None if not asked for.
+    """What was asked for: `t2v`, `v2t` and `v2v`, means over layers and forwards, None if not asked for.
 
-    With head_scope "layer_head", H counts the layers that were run: of a model in two stages,
-    those of the stages that the timesteps met.
+    With head_scope "layer_head", H counts the layers that were run: of a model in two stages, those of the stages that
+    the timesteps met.
     """
 
     def __init__(self, request: HarvestRequest, layers: dict[int, AttentionLayer]) -> None:
@@ -68,29 +63,29 @@ class Harvest:
         self.forwards = 0
         # a forward runs one model, and begins with that model's first layer
         self._first = {min(i for i in layers if layers[i].model == m) for m in {x.model for x in layers.values()}}
-        self._sums: dict[str, dict[int, Tensor]] = {}
-        self._counts: dict[str, dict[int, int]] = {}
+        self._means = RunningMeans(by_layer=request.head_scope == "layer_head")
         self._takers: dict[int, list[RowTaker]] = {}  # by layer, or one for all
 
     @property
     def t2v(self) -> Tensor | None:
         """[B, H, T, S_v] float32: text rows over vision columns; a row sums to less than 1.
 
-        Of a cross-attention, in which only vision asks: every cell's probability of the word,
-        divided by its sum over the cells, so that a row sums to 1. It says where the word is
-        sought, not how much of the text's attention the vision gets.
+        Of a cross-attention, in which only vision asks: every cell's probability of the word, divided by its sum over
+        the cells, so that a row sums to 1. It says where the word is sought, not how much of the text's attention the
+        vision gets.
         """
-        return self._mean("t2v", self.request.direction != "v2t")
+        return self._means.mean("t2v") if self.request.direction != "v2t" else None
 
     @property
     def v2t(self) -> Tensor | None:
         """[B, H, T, S_v] float32: vision rows over text columns, transposed; columns sum to less than 1."""
-        return self._mean("v2t", self.request.direction != "t2v")
+        return self._means.mean("v2t") if self.request.direction != "t2v" else None
 
     @property
     def v2v(self) -> Tensor | None:
         """[B, H, R, S_v] float32: the requested vision rows over vision columns; None if they were handed on."""
-        return self._mean("v2v", self.request.rows is not None and self.request.row_taker is None)
+        kept = self.request.rows is not None and self.request.row_taker is None
+        return self._means.mean("v2v") if kept else None
 
     def row_takers(self, entry: int) -> list[RowTaker]:
         """What took the rows of the i-th harvested entry: one, or one a layer with head_scope "layer_head"."""
@@ -105,6 +100,10 @@ class Harvest:
             return True
         return None if layout.text_tokens or self.request.rows is not None else False
 
+    def close(self) -> None:
+        """No forward is recorded any more."""
+        self._means.close()
+
     @torch.no_grad()
     def record(
         self, index: int, q_bhsd: Tensor, k_bhsd: Tensor, layout: Layout, scale: float,
@@ -112,18 +111,18 @@ class Harvest:
     ) -> None:
         """Add one layer's rows of one forward: q, k [b, h, s, d] of a joint or a self-attention, as it uses them.
 
-        Called by the family's attention processor; `bias` is added to the logits, −inf where a
-        key is hidden. `lse` is the rows' log-sum-exp over all that they see, of the generated
-        streams only if there are streams; given where `wants_lse` is true. Raises ModelError for a request
-        that does not fit the forward, and for NaN or infinite probabilities.
+        Called by the family's attention processor; `bias` is added to the logits, −inf where a key is hidden. `lse` is
+        the rows' log-sum-exp over all that they see, of the generated streams only if there are streams; given where
+        `wants_lse` is true. Raises ModelError for a request that does not fit the forward, and for NaN or infinite
+        probabilities.
         """
         if not _recording.get():
             return
         request = self.request
-        entries = self._entries(len(q_bhsd), streams)
-        self._check_rows(layout.vision_tokens)
+        entries = request.entries(len(q_bhsd), streams)
+        request.check_rows(layout.vision_tokens)
         if layout.text_tokens:
-            self._check_text(layout.text_tokens)
+            request.check_text(layout.text_tokens)
         q = entries_of(q_bhsd, entries)
         if streams is None:
             k, bias = entries_of(k_bhsd, entries), None if bias_b11s is None else entries_of(bias_b11s, entries)
@@ -159,8 +158,8 @@ class Harvest:
         """
         if not _recording.get():
             return
-        entries = self._entries(len(q_bhsd), streams)
-        self._check_text(k_bhld.shape[2])
+        entries = self.request.entries(len(q_bhsd), streams)
+        self.request.check_text(k_bhld.shape[2])
         q, k = entries_of(q_bhsd, entries), entries_of(k_bhld, entries)
         bias = None if bias_b11l is None else entries_of(bias_b11l, entries)
         v2t = q.new_empty(*q.shape[:2], self.request.text_tokens, q.shape[2], dtype=torch.float32)
@@ -168,12 +167,11 @@ class Harvest:
             v2t[..., chosen] = p[..., : self.request.text_tokens].transpose(2, 3)
         self._require_finite("v2t", index, v2t)
         if self.request.direction != "t2v":
-            self._sum("v2t", index, v2t.shape, q.device).add_(v2t)
+            self._means.sum("v2t", index, v2t.shape, q.device).add_(v2t)
         if self.request.direction != "v2t":
             # a token that no cell sees has no place: its row stays 0 instead of becoming NaN
-            tiny = torch.finfo(v2t.dtype).tiny
-            mass = v2t.sum(dim=-1, keepdim=True).clamp(min=tiny)
-            self._sum("t2v", index, v2t.shape, q.device).add_(v2t.div_(mass))
+            mass = v2t.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(v2t.dtype).tiny)
+            self._means.sum("t2v", index, v2t.shape, q.device).add_(v2t.div_(mass))
 
     def _add_rows(
         self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None,
@@ -181,24 +179,22 @@ class Harvest:
     ) -> None:
         """Add probabilities [B, h, rows, S_v] of query rows over the vision columns.
 
-        With the rows' log-sum-exp [B, h, rows] every probability needs its own key alone: one pass over the numbers
-        instead of a softmax's three.
+        With the rows' log-sum-exp [B, h, rows] every probability needs its own key alone.
         """
-        sums = self._sum(name, index, (*q.shape[:3], layout.vision_tokens), q.device)
+        sums = self._means.sum(name, index, (*q.shape[:3], layout.vision_tokens), q.device)
+        if lse is not None and (q.is_cuda or q.dtype == torch.float32):  # a CPU's is rough in half precision
+            self._require_finite(name, index, lse)
+            for of, chosen, cells in tiles(*sums.shape, q.device):
+                for columns in self._vision_columns(layout, k.shape[2]):
+                    keys = slice(columns.start + cells.start, columns.start + cells.stop)
+                    sums[:, of, chosen, cells] += probabilities(
+                        q[:, of, chosen], k[:, of, keys], lse[:, of, chosen, None], scale,
+                        None if bias is None else bias[..., keys],
+                    )
+            return
         ones = []
         # few heads and many of their rows at a time: keys are read once
         heads = max(1, elements_at_once(q.device) // (len(q) * q.shape[2] * k.shape[2]))
-        if lse is not None and (q.is_cuda or q.dtype == torch.float32):  # a CPU's is rough in half precision
-            self._require_finite(name, index, lse)
-            rows = max(1, elements_at_once(q.device) // (len(q) * heads * layout.vision_tokens))
-            for first, start in product(range(0, q.shape[1], heads), range(0, q.shape[2], rows)):
-                of, chosen = slice(first, first + heads), slice(start, start + rows)
-                for part in self._vision_columns(layout, k.shape[2]):
-                    p = scaled_products(q[:, of, chosen], k[:, of, part], scale)
-                    if bias is not None:
-                        p += bias[..., part]
-                    sums[:, of, chosen] += p.sub_(lse[:, of, chosen, None]).exp_()
-            return
         for first in range(0, q.shape[1], heads):
             of = slice(first, first + heads)
             for chosen, p in self._vision_chunks(q[:, of], k[:, of], layout, scale, bias):
@@ -213,14 +209,14 @@ class Harvest:
         """Add probabilities [B, h, T, S_v] of all vision rows over T text columns, by the rows' log-sum-exp."""
         self._require_finite("v2t", index, lse)
         columns = slice(layout.text.start, layout.text.start + self.request.text_tokens)
-        sums = self._sum("v2t", index, (*q.shape[:2], self.request.text_tokens, q.shape[2]), q.device)
-        step = max(1, elements_at_once(q.device) // (q.shape[0] * q.shape[1] * self.request.text_tokens))
-        for start in range(0, q.shape[2], step):
-            chosen = slice(start, start + step)
-            logits_bhts = scaled_products(k[:, :, columns], q[:, :, chosen], scale).sub_(lse[:, :, None, chosen])
-            if bias is not None:
-                logits_bhts += bias[..., columns].transpose(2, 3)
-            sums[..., chosen] += logits_bhts.exp_()
+        words = k[:, :, columns]
+        bias_b1t1 = None if bias is None else bias[..., columns].transpose(2, 3)
+        sums = self._means.sum("v2t", index, (*words.shape[:3], q.shape[2]), q.device)
+        for of, asked, cells in tiles(*sums.shape, q.device):
+            sums[:, of, asked, cells] += probabilities(
+                words[:, of, asked], q[:, of, cells], lse[:, of, None, cells], scale,
+                None if bias_b1t1 is None else bias_b1t1[:, :, asked],
+            )
 
     def _hand_on(
         self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None, lse: Tensor
@@ -243,8 +239,7 @@ class Harvest:
         shown = [k[:, :, part] for part in columns]
         rest = rest_bias = None  # where it is about as long as what is shown, it says nothing cheaper
         if len(columns) * layout.tokens == k.shape[2]:
-            streams = range(0, k.shape[2], layout.tokens)
-            texts = [slice(first + layout.text.start, first + layout.text.stop) for first in streams]
+            texts = layout.in_streams(layout.text, k.shape[2])
             rest = torch.cat([k[:, :, part] for part in texts], dim=2)
             rest_bias = None if bias is None else torch.cat([bias[:, 0, 0, part] for part in texts], dim=1)
         for i, taker in enumerate(takers):
@@ -263,84 +258,30 @@ class Harvest:
 
     def _vision_columns(self, layout: Layout, keys: int) -> list[slice]:
         """Where the keys lie whose probabilities are a cell's: the clip's own and, if asked for, its reference's."""
-        if keys == layout.tokens or self.request.memory_columns == "own":
-            return [layout.vision]
-        return [layout.vision, slice(layout.tokens + layout.vision.start, layout.tokens + layout.vision.stop)]
-
-    def _sum(self, name: str, index: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        """The sum [B, heads, rows, columns] that this layer's numbers of this forward are to be added to."""
-        sums, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
-        place = index if self.request.head_scope == "layer_head" else 0
-        counts[place] = counts.get(place, 0) + 1
-        if place not in sums:
-            sums[place] = torch.zeros(shape, device=device)
-        elif sums[place].shape != tuple(shape):
-            raise ModelError(
-                f"Harvest: {name} was [B, heads, rows, columns] = {list(sums[place].shape)}, "
-                f"and is {list(shape)} in a later forward. Harvest clips of one size "
-                f"and one batch at a time."
-            )
-        return sums[place]
+        return layout.in_streams(layout.vision, keys)[: 1 if self.request.memory_columns == "own" else None]
 
     def _require_finite(self, name: str, index: int, values: Tensor) -> None:
         require_finite(
             values,
-            f"The attention ({name}) of layer {self.layers[index].name}, recorded "
-            f"forward {self.forwards},",
+            f"The attention ({name}) of layer {self.layers[index].name}, recorded forward {self.forwards},",
             "Load the teacher in float32 or bfloat16 instead of float16, and check its weights.",
         )
-
-    def _mean(self, name: str, asked: bool) -> Tensor | None:
-        if not asked:
-            return None
-        if name not in self._sums:
-            raise ModelError(
-                "Harvest: nothing was recorded. Run the teacher inside `with harvest(...)`."
-            )
-        sums, counts = self._sums[name], self._counts[name]
-        return torch.cat([sums[place] / counts[place] for place in sorted(sums)], dim=1)
-
-    def _entries(self, batch: int, streams: Memory | None) -> list[int]:
-        available = batch if streams is None else streams.generated
-        asked = self.request.batch_index
-        entries = list(range(available) if asked is None else asked)
-        if not entries or min(entries) < 0 or max(entries) >= available:
-            raise ModelError(
-                f"Harvest: batch_index {entries} does not name entries of the {available} "
-                f"{'generated streams' if streams else 'clips'} of this forward."
-            )
-        return entries
-
-    def _check_text(self, text: int) -> None:
-        if self.request.text_tokens > text:
-            raise ModelError(
-                f"Harvest: {self.request.text_tokens} text tokens were asked for, the model has {text}."
-            )
-
-    def _check_rows(self, vision: int) -> None:
-        rows = self.request.rows
-        if rows is not None and (len(rows) == 0 or int(rows.max()) >= vision):
-            raise ModelError(
-                f"Harvest: the rows must be vision tokens below {vision}, at least one; got "
-                f"{len(rows)} rows up to {int(rows.max()) if len(rows) else None}."
-            )
 
 
 @contextmanager
 def harvest(teacher: Any, request: HarvestRequest) -> Iterator[Harvest]:
     """Record attention of every forward of the teacher's transformers inside the context.
 
-    `teacher` has `attention_models`, `attention_layers` and `attention_processor`
-    (vdm_priors.families.Teacher). May be nested with `reference_memory` and with itself. Raises
-    ModelError for layers that the model does not have.
+    `teacher` has `attention_models`, `attention_layers` and `attention_processor` (vdm_priors.families.Teacher). May be
+    nested with `reference_memory` and with itself. Raises ModelError for layers that the model does not have.
     """
     layers = teacher.attention_layers
     chosen = range(len(layers)) if request.layers == "all" else request.layers
     unknown = [index for index in chosen if not 0 <= index < len(layers)]
     if unknown or len(chosen) == 0:
         raise ModelError(
-            f"Harvest: layers {list(chosen)} cannot be harvested; the teacher has attention layers "
-            f"0 to {len(layers) - 1}."
+            f"Harvest: layers {list(chosen)} cannot be harvested; the teacher has attention layers 0 to "
+            f"{len(layers) - 1}."
         )
     harvested = Harvest(request, {index: layers[index] for index in sorted(set(chosen))})
     with ExitStack() as stack:
@@ -357,3 +298,4 @@ def harvest(teacher: Any, request: HarvestRequest) -> Iterator[Harvest]:
 
             stack.enter_context(swapped_processors(model, build))
         yield harvested
+    harvested.close()

@@ -12,6 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vdm_priors.errors import ModelError
+from vdm_priors.memory import Memory
+
 DIRECTIONS = ("t2v", "v2t", "both")
 HEAD_SCOPES = ("head", "layer_head")
 MEMORY_COLUMNS = ("sum", "own")
@@ -66,15 +69,35 @@ class HarvestRequest:
     row_taker: Callable[[int], RowTaker] | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (
-            ("direction", DIRECTIONS),
-            ("head_scope", HEAD_SCOPES),
-            ("memory_columns", MEMORY_COLUMNS),
-        ):
+        choices = {"direction": DIRECTIONS, "head_scope": HEAD_SCOPES, "memory_columns": MEMORY_COLUMNS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"HarvestRequest: {name} must be one of {', '.join(known)}, got "
-                    f"{getattr(self, name)!r}."
+                    f"HarvestRequest: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}."
                 )
         if self.text_tokens < 1:
             raise ValueError(f"HarvestRequest: text_tokens must be ≥ 1, got {self.text_tokens}.")
+
+    def entries(self, batch: int, streams: Memory | None) -> list[int]:
+        """The batch entries of a forward that are harvested. Raises ModelError for those that it lacks."""
+        available = batch if streams is None else streams.generated
+        entries = list(range(available) if self.batch_index is None else self.batch_index)
+        if not entries or min(entries) < 0 or max(entries) >= available:
+            raise ModelError(
+                f"Harvest: batch_index {entries} does not name entries of the {available} "
+                f"{'generated streams' if streams else 'clips'} of this forward."
+            )
+        return entries
+
+    def check_text(self, text: int) -> None:
+        """Raises ModelError if the model has fewer text tokens."""
+        if self.text_tokens > text:
+            raise ModelError(f"Harvest: {self.text_tokens} text tokens were asked for, the model has {text}.")
+
+    def check_rows(self, vision: int) -> None:
+        """Raises ModelError if a row is none of the vision tokens, or there is none."""
+        if self.rows is not None and (len(self.rows) == 0 or int(self.rows.max()) >= vision):
+            raise ModelError(
+                f"Harvest: the rows must be vision tokens below {vision}, at least one; got "
+                f"{len(self.rows)} rows up to {int(self.rows.max()) if len(self.rows) else None}."
+            )

@@ -9,13 +9,14 @@ Legend: b batch, h heads, s query tokens, k keys, d head width.
 
 from __future__ import annotations
 
-from math import frexp
+from math import frexp, log
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 FLASH, EFFICIENT, CUDNN = 1, 2, 3  # torch's own numbers of its kernels (SDPBackend)
+LOG2_E = 1 / log(2)
 CHUNK_ELEMENTS = 2**25  # logits held at once where no fused kernel can be had: 128 MiB in float32
 
 
@@ -82,6 +83,16 @@ def log_sum_exp(q_bhsd: Tensor, k_bhkd: Tensor, scale: float, bias: Tensor | Non
             logits = logits + (bias if bias.shape[2] == 1 else bias[:, :, number * step : (number + 1) * step])
         parts.append(logits.logsumexp(dim=-1))
     return torch.cat(parts, dim=2)
+
+
+def probabilities(
+    q_bhrd: Tensor, k_bhkd: Tensor, lse: Tensor, scale: float, bias: Tensor | None = None
+) -> Tensor:
+    """exp(q·k·scale + bias − lse) of every pair, float32 [b, h, r, k]; lse and bias broadcast to it."""
+    p = scaled_products(q_bhrd, k_bhkd, scale)
+    p = (p if bias is None else p.add_(bias)).sub_(lse)
+    # a CPU takes powers of two three times as fast as those of e, and as exactly
+    return p.mul_(LOG2_E).exp2_() if p.device.type == "cpu" else p.exp_()
 
 
 def scaled_products(q_bhrd: Tensor, k_bhkd: Tensor, scale: float) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vdm_priors.grid import TokenGrid
-from vdm_priors.kernels import scaled_products, sharpened_lse
+from vdm_priors.kernels import probabilities, sharpened_lse
 from vdm_priors.masks import BandMask, MotionMask
 
 NARROW = 1 / 8  # of the cells: where M holds more, its keys are no fewer numbers than the rows' chunks
@@ -152,8 +152,7 @@ def _near_sums(
         keys_ck = torch.cat([cells_cf, near.keys[part]], dim=1)
         p_hcfk = None
         for k_hsd in shown_hsd:
-            logits = scaled_products(q_hsd[:, cells_cf], k_hsd[:, keys_ck], scale)
-            p = logits.sub_(lse_hs[:, cells_cf, None]).exp_()
+            p = probabilities(q_hsd[:, cells_cf], k_hsd[:, keys_ck], lse_hs[:, cells_cf, None], scale)
             p_hcfk = p if p_hcfk is None else p_hcfk.add_(p)
         same_huff[:, part] = p_hcfk[..., :frames]
         inside_huf[:, part] = p_hcfk[..., frames:].square_().mul_(near.inside[part]).double().sum(dim=-1)

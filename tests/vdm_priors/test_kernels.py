@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vdm_priors import kernels
 from vdm_priors.families._processors import RecordingProcessor
-from vdm_priors.kernels import attention_and_lse, log_sum_exp, scaled_products, sharpened_lse
+from vdm_priors.kernels import attention_and_lse, log_sum_exp, probabilities, scaled_products, sharpened_lse
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 5e-4}
@@ -87,6 +87,23 @@ def test_products_are_those_of_the_very_numbers(device, dtype, scale):
     found = scaled_products(q, k, scale)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), q.double() @ k.double().transpose(2, 3) * scale, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["none", "bias", "full bias"])
+@pytest.mark.parametrize("sharp", [1.0, 30.0])
+def test_probabilities_are_a_softmaxs(device, kind, sharp):
+    """Also of logits of hundreds, of which nearly all are 0."""
+    q, k, _ = tensors(device)
+    bias = masks()[kind]
+    logits = q.double() @ k.double().transpose(2, 3) * sharp
+    if bias is not None:
+        bias = bias.to(device)
+        logits = logits + bias.double()
+    found = probabilities(q, k, logits.logsumexp(-1).float()[..., None], sharp, bias)
+    expected = logits.softmax(-1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-30, rtol=float(logits.abs().max()) * 1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.125, 0.3])

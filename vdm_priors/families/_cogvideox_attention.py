@@ -69,6 +69,6 @@ class CogVideoXAttention(RecordingProcessor):
         if attn.norm_k is not None:
             k = attn.norm_k(k)
         if rotary is not None:
-            q = torch.cat([q[:, :, :text], apply_rotary_emb(q[:, :, text:], rotary)], dim=2)
-            k = torch.cat([k[:, :, :text], apply_rotary_emb(k[:, :, text:], rotary)], dim=2)
+            for x in (q, k):
+                x[:, :, text:] = apply_rotary_emb(x[:, :, text:], rotary)
         return q, k, v
