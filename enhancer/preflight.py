@@ -17,6 +17,7 @@ from typing import Any
 import rich.table
 
 from enhancer.console import Console
+from enhancer.data.files import assumed_rates
 from enhancer.data.samples import Problem, Sample
 from enhancer.launch import launch_faults
 from enhancer.memory import MB, device_memory
@@ -70,6 +71,7 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     check_further_teachers(recipe, report)
     samples = [*data.train, *data.test]
     read = clip_reader(recipe.data.timeout, run)
+    report.warnings += assumed_rates(sample.video for sample in samples)
     looks = _probe(samples, recipe.student.sampling.sampling(), read, report, probe_limit, console)
     longest = _student_tokens(recipe, models.student, samples, looks, report, offline)
     _memory(recipe, models, *longest, report)

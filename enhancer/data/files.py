@@ -6,6 +6,7 @@ The names are those of Qwen's tools. No path leaves the data folder, whatever li
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,19 @@ def find_video(named: str | list[str], row: dict, root: Path, folders: tuple[str
         rate = next((rate for rate in (_seconds(row, key) for key in ("fps", "sample_fps")) if rate is not None), None)
         if rate == 0:
             raise SampleError("fps is 0; give the pictures a second")
-        return Footage(tuple(locate(file, root, folders) for file in named), start, end, rate or PICTURES_A_SECOND)
+        files = tuple(locate(file, root, folders) for file in named)
+        return Footage(files, start, end, rate or PICTURES_A_SECOND, assumed=rate is None)
     file = locate(named, root, folders)
     return file if start == 0 and end is None else Footage((file,), start, end)
+
+
+def assumed_rates(videos: Iterable[Video]) -> list[str]:
+    """A warning of lists of pictures without a rate, where there are some: times, and so motion, hang on it."""
+    count = len({video for video in videos if isinstance(video, Footage) and video.assumed})
+    if not count:
+        return []
+    lists = "1 list of pictures has" if count == 1 else f"{count} lists of pictures have"
+    return [f'{lists} no "fps": {PICTURES_A_SECOND:g} pictures a second are assumed; write the true rate into the rows']
 
 
 def is_pictures(value: Any) -> bool:

@@ -5,7 +5,7 @@ Both are values that can be compared and used as keys; times count from the file
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vdm_priors.errors import ClipError
@@ -18,13 +18,14 @@ PICTURES_A_SECOND = 2.0  # where a list of pictures does not say; what Qwen's to
 class Footage:
     """One video file or, where fps is given, pictures shown at that rate; of it the seconds from start to end.
 
-    end None is the end of the file or of the pictures.
+    end None is the end of the file or of the pictures; assumed: that nobody said the pictures' fps.
     """
 
     files: tuple[Path, ...]
     start: float = 0.0
     end: float | None = None
     fps: float | None = None
+    assumed: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:

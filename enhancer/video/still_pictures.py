@@ -16,7 +16,8 @@ def read_pictures(video: Footage, sampling: Sampling) -> tuple[np.ndarray, list[
 
     EXIF orientation is applied; all pictures must be of one size. ClipError names the picture that cannot be used.
     """
-    count, notes = len(video.files), []
+    count = len(video.files)
+    notes = [f"no fps is given: {video.fps:g} pictures a second are assumed"] if video.assumed else []
     index = FrameIndex(list(range(count)), [n / video.fps for n in range(count)], count / video.fps, False)
     chosen, times = choose_frames(video.files[0], index, sampling, notes)
     pixels = {n: _picture(video.files[n]) for n in set(chosen)}

@@ -247,7 +247,9 @@ def pictures(tmp_path):
 
 def test_pictures_are_a_clip_at_their_rate(pictures):
     clip = read_clip(Footage(pictures[::-1], fps=4), Sampling(frames=3))
-    assert levels(clip) == [4, 2, 0] and clip.duration == 1.5 and clip.times == [0.25, 0.75, 1.25]
+    assert levels(clip) == [4, 2, 0] and clip.duration == 1.5 and clip.times == [0.25, 0.75, 1.25] and not clip.notes
+    assumed = read_clip(Footage(pictures, fps=2, assumed=True), Sampling(frames=3))
+    assert assumed.notes == ["no fps is given: 2 pictures a second are assumed"]
     assert clip.frames.shape == (3, 32, 48, 3) and clip.frames[0, 0, 0].tolist() == [255, 0, 0]
     assert levels(read_clip(Footage(pictures, 0.5, 1.0, fps=4), Sampling(frames=2))) == [2, 3]
     repeated = read_clip(Footage(pictures[:2], fps=2), Sampling(frames=3))

@@ -56,7 +56,8 @@ def test_clips_are_those_of_read_clip(video, tmp_path):
         pictures.append(tmp_path / f"{n}.png")
         cv2.imwrite(str(pictures[-1]), np.full((32, 48, 3), 20 * n, np.uint8))
     reader = clip_reader(30.0)
-    for shown in (video, str(video), Footage((video,), 0.25, 0.75), Footage(tuple(pictures), fps=2)):
+    for shown in (video, str(video), Footage((video,), 0.25, 0.75), Footage(tuple(pictures), fps=2),
+                  Footage(tuple(pictures), fps=2, assumed=True)):
         for sampling in (Sampling(2), Sampling(4, fps=3.0), Sampling(40)):
             clip = reader(shown, sampling)
             assert same(clip, read_clip(shown, sampling))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from enhancer.data.formats import CAPTION_QUESTION
+from enhancer.data.files import assumed_rates
 from enhancer.data.samples import Sample, load_samples, split_options
 from enhancer.video.footage import Footage
 from vdm_priors.errors import SampleError
@@ -134,7 +135,11 @@ def test_lists_of_pictures(root, key, rate, fps):
     row = {k: v for k, v in talk(**rate).items() if k != "video"}
     names = [f"{n}.JPG" for n in (2, 0, 1)]
     samples, problems = load(root, [{**row, key: names if key == "video" else [names]}])
-    assert not problems and samples[0].video == Footage(tuple((root / name).resolve() for name in names), fps=fps)
+    video = samples[0].video
+    assert not problems and video == Footage(tuple((root / name).resolve() for name in names), fps=fps)
+    warned = assumed_rates([video, video, root / "a.mp4"])
+    assert video.assumed == (not rate) and bool(warned) == video.assumed
+    assert all("1 list of pictures has no \"fps\": 2 pictures a second are assumed" in line for line in warned)
 
 
 def test_option_lines_must_follow_the_alphabet():
