@@ -9,6 +9,7 @@ would lose all motion under half a pixel a frame.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +30,12 @@ class Accumulated:
     span: np.ndarray
 
 
-def accumulate(field: MotionField, frames: int, reset: tuple[str, ...] = RESETS) -> Accumulated:
+def accumulate(
+    field: MotionField, frames: int, reset: tuple[str, ...] = RESETS, rows: Sequence[int] | None = None
+) -> Accumulated:
     """How far each cell's content has come within up to `frames` frames.
+
+    rows: frames of the field that are wanted, which are then the T of the result; None for all.
 
     reset: what motion is not followed across: "cuts" (scenes' first frames), "groups" (key frames); the frame there is
     the reference. Without "groups", what passes through an I-frame is not valid, as nothing is known of its motion.
@@ -50,8 +55,9 @@ def accumulate(field: MotionField, frames: int, reset: tuple[str, ...] = RESETS)
     if "groups" in reset:
         begins |= np.diff(field.groups, prepend=field.groups[:1]) > 0
     last_begin = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
-    span = np.minimum(np.arange(len(begins)) - last_begin, frames)
-    paths = [_followed_back(field, at, int(back)) for at, back in enumerate(span)]
+    wanted = np.arange(len(begins)) if rows is None else np.asarray(rows, int)
+    span = np.minimum(wanted - last_begin[wanted], frames)
+    paths = [_followed_back(field, int(at), int(back)) for at, back in zip(wanted, span, strict=True)]
     valid = np.stack([known for _, known in paths])
     displacement = np.stack([path for path, _ in paths]).astype(np.float32)
     displacement[~valid] = np.nan

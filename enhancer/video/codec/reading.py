@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from enhancer.video.codec.fallback import way
 from enhancer.video.codec.field import MotionField, Origin, Validity
 from enhancer.video.codec.native import motion_cells, native_motion, ranked
 from enhancer.video.codec.references import anchored
-from enhancer.video.codec.streams import ZERO_B_VECTORS, Segment, StreamIndex, index_stream
+from enhancer.video.codec.streams import Segment, StreamIndex, index_stream
 from enhancer.video.codec.vectors import DecodedFrame, Wanted, in_order, over_segments
 from vdm_priors.errors import ClipError, UserError
 
@@ -53,7 +54,8 @@ def read_motion(
         raise UserError(f"references is {references!r}: choose {' or '.join(map(repr, REFERENCES))}.")
     if not start >= 0 or end is not None and not end > start:
         raise UserError(f"start {start} and end {end} must be seconds with 0 <= start < end.")
-    make = None if fallback == "none" else way(fallback)
+    if fallback != "none":
+        way(fallback)  # an unknown name is refused before anything is read
     index = index_stream(regular_file(path))
     workers = workers or len(os.sched_getaffinity(0))
     segments = index.between(start, end)
@@ -61,10 +63,10 @@ def read_motion(
         raise ClipError(
             f"{path}: lasts {index.duration:.2f} s, and nothing of it is shown from {start:g} s to {end} s. Lower start."
         )
-    lacking = not index.native or index.codec in ZERO_B_VECTORS and index.reordered
     match = index.codec == "h264" and (references == "match" or index.most_references == 1)  # one: nothing to look for
-    if lacking and make is not None:
-        index, motions = _with_fallback(index, segments, qp, make, ORIGINS[fallback], workers)
+    if index.lacks_vectors and fallback != "none":
+        decoded = chain.from_iterable(in_order(index, segments, Wanted(index.native, luma=True, qp=qp), workers))
+        index, motions = fallback_motion(index, decoded, fallback)
     elif index.native:
         wanted = Wanted(luma=match and index.most_references > 1, qp=qp)
         parts = over_segments(index, segments, wanted, lambda frames: native_motion(index, frames, match), workers)
@@ -104,22 +106,24 @@ def read_motions(
             yield waiting.popleft().result()
 
 
-def _with_fallback(
-    index: StreamIndex, segments: list[Segment], qp: bool, make: Callable, origin: Origin, workers: int
+def fallback_motion(
+    index: StreamIndex, decoded: Iterable[DecodedFrame], fallback: str
 ) -> tuple[StreamIndex, list[FrameMotion]]:
-    """All frames in order through the fallback; a native stream keeps its own vectors in all but its B-frames."""
+    """Motion of frames in the order of presentation, their luma taken along, through the fallback; a native stream keeps
+    its own vectors in all but its B-frames. The index that comes back is that of the motions' ranks. UserError for an
+    unknown fallback."""
+    make, origin = way(fallback), ORIGINS[fallback]
     frames: list[DecodedFrame] = []
     seen: list[int] = []  # places in `frames` of those that the fallback takes
 
     def pictures() -> Iterator[np.ndarray]:
-        for decoded in in_order(index, segments, Wanted(index.native, luma=True, qp=qp), workers):
-            for frame in decoded:
-                if frame.inside:
-                    frames.append(frame)
-                    luma, frame.luma = frame.luma, None
-                    if luma.shape == (index.height, index.width):
-                        seen.append(len(frames) - 1)
-                        yield luma
+        for frame in decoded:
+            if frame.inside:
+                frames.append(frame)
+                luma, frame.luma = frame.luma, None
+                if luma.shape == (index.height, index.width):
+                    seen.append(len(frames) - 1)
+                    yield luma
 
     made = list(make(pictures()))
     if not index.native:

@@ -79,6 +79,11 @@ class StreamIndex:
         """[P] place of each packet's frame in the order of presentation; None without times."""
         return None if self.pts is None else np.argsort(np.argsort(self.pts, kind="stable"), kind="stable")
 
+    @cached_property
+    def ordinal_of_pts(self) -> dict[int, int]:
+        """Packets' numbers by their time stamps; empty without."""
+        return {} if self.pts is None else {int(pts): n for n, pts in enumerate(self.pts)}
+
     def seconds_between(self, rank: int, distance: np.ndarray) -> np.ndarray:
         """Seconds from the frame of that rank to those `distance` frames on, of distance's sign."""
         if self.seconds is None:
@@ -113,6 +118,11 @@ class StreamIndex:
     def native(self) -> bool:
         """Whether the stream's own vectors can be read."""
         return self.codec in NATIVE
+
+    @property
+    def lacks_vectors(self) -> bool:
+        """Whether some or all frames' vectors are not to be had from the stream."""
+        return not self.native or self.codec in ZERO_B_VECTORS and self.reordered
 
     def between(self, start: float, end: float | None) -> list[Segment]:
         """The segments that hold a frame shown in [start, end) seconds."""

@@ -88,12 +88,17 @@ class DecodedFrame:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a pass over the frames takes along; vectors alone cost least, as nothing is copied from the pictures."""
+    """What a pass over the frames takes along; vectors alone cost least, as nothing is copied from the pictures.
+
+    rgb_of: packets' numbers of the frames whose RGB is wanted, None: all; rgb_size: height and width that it is scaled
+    to, as stored, None: the frame's own."""
 
     vectors: bool = True
     luma: bool = False
     rgb: bool = False
     qp: bool = False
+    rgb_of: frozenset[int] | None = None
+    rgb_size: tuple[int, int] | None = None
 
 
 def read_vectors(index: StreamIndex, workers: int | None = None) -> list[DecodedFrame]:
@@ -185,9 +190,8 @@ def _frames(
 ) -> Iterator[DecodedFrame]:
     """Decoded frames of one segment in the order of presentation."""
     converter = VideoReformatter()
-    by_pts = {} if index.pts is None else {int(pts): n for n, pts in enumerate(index.pts)}
     for count, frame in enumerate(_decoded(context, packets)):
-        ordinal = frame.opaque if isinstance(frame.opaque, int) else by_pts.get(frame.pts, count)
+        ordinal = frame.opaque if isinstance(frame.opaque, int) else index.ordinal_of_pts.get(frame.pts, count)
         pts = None if index.pts is None else index.pts[ordinal]
         inside = (
             pts is None
@@ -212,6 +216,7 @@ def _taken(
 ) -> DecodedFrame:
     side = frame.side_data.get("MOTION_VECTORS") if wanted.vectors else None
     luma = luma_of(frame, converter) if wanted.luma else None
+    rgb = wanted.rgb and (wanted.rgb_of is None or ordinal in wanted.rgb_of)
     return DecodedFrame(
         ordinal,
         inside,
@@ -228,8 +233,13 @@ def _taken(
         luma=luma,
         qp=_quantisers(frame) if wanted.qp else None,
         thumbnail=None if luma is None else thumbnail(luma),
-        rgb=converter.reformat(frame, format="rgb24", threads=1).to_ndarray() if wanted.rgb else None,
+        rgb=_rgb_of(frame, converter, wanted.rgb_size) if rgb else None,
     )
+
+
+def _rgb_of(frame: av.VideoFrame, converter: VideoReformatter, size: tuple[int, int] | None) -> np.ndarray:
+    height, width = size or (frame.height, frame.width)
+    return converter.reformat(frame, width, height, format="rgb24", interpolation="AREA", threads=1).to_ndarray()
 
 
 def luma_of(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
