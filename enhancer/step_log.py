@@ -30,8 +30,8 @@ class StepLog:
 
     A row has: step; loss = ar_loss + λ · alignment_loss, means over the step; words_matched of words_total; video_mass,
     the share of the matched words' attention that falls on the video; ar_grad_norm and alignment_grad_norm, every so
-    many steps; learning_rate; seconds of the step, data_seconds of them spent waiting for its batches (mean over
-    processes) and data_share, how much of the step that is. None stands for what there was not.
+    many steps, on parameters that both losses reach; learning_rate; seconds of the step, data_seconds of them spent
+    waiting for its batches (mean over processes) and data_share, how much of the step that is. None stands for what there was not.
     """
 
     def __init__(self, path: Path, accelerator: Any) -> None:
@@ -48,12 +48,17 @@ class StepLog:
             self._sums[name] = self._sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
 
     def add_gradients(self, parameters: Sequence[nn.Parameter], **losses: Tensor) -> None:
-        """Add to the step's gradients of each loss on some parameters, whose .grad is left alone."""
-        for name, loss in losses.items():
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            found = [torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True)]
+        """Add to the step's gradients of each loss on those of the parameters that all losses reach.
+
+        Their .grad is left alone. Which these are must be the same in all batches of a step, and in all processes.
+        """
+        found = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                 for loss in losses.values()]
+        shared = [all(gradient is not None for gradient in each) for each in zip(*found, strict=True)]
+        for name, gradients in zip(losses, found, strict=True):
+            reached = [gradient.detach() for gradient, counts in zip(gradients, shared, strict=True) if counts]
             before = self._gradients.get(name)
-            self._gradients[name] = found if before is None else [a + b for a, b in zip(before, found, strict=True)]
+            self._gradients[name] = reached if before is None else [a + b for a, b in zip(before, reached, strict=True)]
 
     def finish(self, step: int, learning_rate: float, seconds: float) -> dict:
         """The step's row, which is kept and written; the sums begin anew. All processes must call it."""

@@ -45,9 +45,11 @@ class AlignmentSettings:
                                            "or stops the run (fail)", choices=("ar_only", "skip", "fail"))
     max_unmatched: float = option(0.5, "largest share of the priors' words that may have no token in the student's "
                                        "prompt before the run stops", min=0, max=1)
-    gradient_norms: bool = option(True, "every log_every steps, the norm of each loss's gradient (λ not in it) on "
-                                        "the attention of the last captured layer, in history.jsonl; null in it "
-                                        "where weights are sharded (FSDP2, ZeRO)")
+    gradient_norms: str = option("last", "every log_every steps, the norm of each loss's gradient (λ not in it) on the "
+                                         "parameters that both reach, in history.jsonl: last looks at the attention of "
+                                         "the last captured layer; all at the whole model, for a backward pass more a "
+                                         "loss; null in it where weights are sharded (FSDP2, ZeRO)",
+                                 choices=("last", "all", "none"))
 
     def weight_at(self, progress: float) -> float:
         """λ when `progress` (0 to 1) of the steps are done."""
@@ -108,6 +110,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         if self.fsdp and self.deepspeed:
             raise ValueError("fsdp and deepspeed both shard the model: set one of them")
+        if self.optimizer == "muon" and self.sharded:
+            raise ValueError("optimizer is muon, which needs whole matrices, and fsdp and deepspeed cut them: set adamw")
         if self.resume in ("True", "False"):  # as YAML's true and false arrive
             raise ValueError(f"resume is {AUTO}, {NEVER} or a path, not {self.resume.lower()}")
 

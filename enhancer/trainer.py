@@ -247,12 +247,14 @@ class AlignedTrainer(Trainer):
             )
 
     def _log_gradients(self, losses: dict[str, Tensor]) -> None:
-        """Every log_every steps, each loss's gradient on the attention of the last captured layer, which both reach."""
-        wanted = self.settings.alignment.gradient_norms and (self.state.global_step + 1) % self.settings.log_every == 0
+        """Every log_every steps, each loss's gradient on the parameters that both reach (alignment.gradient_norms)."""
+        where = self.settings.alignment.gradient_norms
+        wanted = where != "none" and (self.state.global_step + 1) % self.settings.log_every == 0
         if not wanted or len(losses) < 2 or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
         request = self._notes.request
-        parameters = [p for p in request.modules[request.captured_layers[-1]].parameters() if p.requires_grad]
+        looked_at = self.student.model if where == "all" else request.modules[request.captured_layers[-1]]
+        parameters = [p for p in looked_at.parameters() if p.requires_grad]
         if parameters and losses["alignment"].requires_grad:
             self.step_log.add_gradients(parameters, **losses)
 

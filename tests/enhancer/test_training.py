@@ -169,18 +169,28 @@ def test_gradient_norms_are_those_of_each_loss(samples, cache, tmp_path):
     looked, result = run(samples, tmp_path / "a", cache, settings)
     norms = [(row["ar_grad_norm"], row["alignment_grad_norm"]) for row in result.history]
     assert norms[0] == norms[2] == (None, None) and min(norms[1] + norms[3]) > 0
-    without = replace(settings, alignment=AlignmentSettings(gradient_norms=False))
+    without = replace(settings, alignment=AlignmentSettings(gradient_norms="none"))
     unseen, other = run(samples, tmp_path / "b", cache, without)
     assert same(looked, unseen) and other.history[1]["ar_grad_norm"] is None
     # with λ alone, what the last layer's attention gets is the alignment's gradient: |g(ar + λ·al) - g(ar)| = λ·|g(al)|
     once = replace(settings, steps=1, log_every=1, accumulate=1, batch_size=6)
     caught = {}
-    for weight in (1.0, 3.0):
-        chosen = replace(once, alignment=AlignmentSettings(weight=weight))
-        caught[weight], row = gradients(samples, tmp_path / f"w{weight}", cache, chosen)
-    last = [name for name in caught[1.0] if ".layers.2.self_attn." in name]
-    apart = torch.cat([(caught[3.0][name] - caught[1.0][name]).flatten() for name in last]).norm() / 2
-    assert len(last) > 3 and row["alignment_grad_norm"] == pytest.approx(float(apart), rel=1e-3)
+    for where in ("last", "all"):
+        for weight in (1.0, 3.0):
+            chosen = replace(once, alignment=AlignmentSettings(weight=weight, gradient_norms=where))
+            caught[weight], row = gradients(samples, tmp_path / f"{where}{weight}", cache, chosen)
+        aligned = {name: (caught[3.0][name] - caught[1.0][name]) / 2 for name in caught[1.0]}
+        reached = [name for name in aligned if where == "all" or ".layers.2.self_attn." in name]
+        if where == "last":  # the alignment reaches a layer by its queries and keys alone
+            reached = [name for name in reached if "q_proj" in name or "k_proj" in name]
+        norm = torch.cat([aligned[name].flatten() for name in reached]).norm()
+        assert row["alignment_grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+        answers = {name: caught[1.0][name] - aligned[name] for name in aligned}
+        of_last = [f".layers.2.{part}" for part in ("mlp", "post", "self_attn.v_", "self_attn.o_")]
+        after = [*of_last, "language_model.norm", "lm_head"]  # what the answer alone reaches
+        both = [name for name in reached if not any(part in name for part in after)]
+        norm = torch.cat([answers[name].flatten() for name in both]).norm()
+        assert row["ar_grad_norm"] == pytest.approx(float(norm), rel=1e-3)
 
 
 def test_history_says_how_long_the_data_was_waited_for(samples, cache, tmp_path, monkeypatch):
@@ -329,7 +339,7 @@ def test_resume_takes_a_path(samples, cache, tmp_path):
         assert result.start_step == 2 and same(whole, resumed)
         assert [row["loss"] for row in result.history] == [row["loss"] for row in full.history]
     assert run(samples, folder, cache, replace(settings, resume=str(path)))[1].start_step == 4  # its own is further
-    with pytest.raises(UserError, match="training.resume: .*nowhere is no complete checkpoint.*set training.resume to au"):
+    with pytest.raises(UserError, match="training.resume: .*nowhere is no complete checkpoint.*to auto"):
         run(samples, folder, cache, replace(settings, resume=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match="what differs: seed: 0 -> 1"):
         run(samples, tmp_path / "other" / place, cache, replace(settings, resume=str(moved)), seed=1)
