@@ -30,6 +30,7 @@ from enhancer.checkpoints import MARKER
 from enhancer.collate import NOTES, BatchNotes
 from enhancer.data.samples import Problem
 from enhancer.losses import answer_loss
+from enhancer.muon import MuonAdamW, is_hidden_matrix
 from enhancer.step_log import StepLog
 from enhancer.tracking import close_tracker, tracker_callbacks
 from enhancer.train_settings import PARTS, TrainSettings
@@ -155,14 +156,20 @@ class AlignedTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with one learning rate a part, and no decay of norms and biases (their one dimension tells them)."""
         if self.optimizer is None:
-            groups = []
+            muon = self.settings.optimizer == "muon"
+            groups: dict[tuple, dict] = {}
             for part, members in self.student.parts().items():
-                for matrices, decay in ((True, self.args.weight_decay), (False, 0.0)):
-                    chosen = [p for _, p in members if p.requires_grad and (p.ndim > 1) == matrices]
-                    if chosen:
-                        groups.append({"params": chosen, "lr": self._rates()[part], "weight_decay": decay})
-            optimizer, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = optimizer(groups, **arguments)
+                for name, parameter in members:
+                    if parameter.requires_grad:
+                        key = part, parameter.ndim > 1, muon and is_hidden_matrix(name, parameter)
+                        decay = self.args.weight_decay if parameter.ndim > 1 else 0.0
+                        group = groups.setdefault(key, {"params": [], "lr": self._rates()[part], "weight_decay": decay})
+                        group["params"].append(parameter)
+            if muon:
+                self.optimizer = MuonAdamW([{**group, "muon": key[-1]} for key, group in groups.items()])
+            else:
+                optimizer, arguments = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = optimizer(list(groups.values()), **arguments)
         return self.optimizer
 
     def create_aligner_steps(self) -> AlignerSteps:

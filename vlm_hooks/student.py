@@ -9,7 +9,7 @@ Legend: B samples, N frames, S sequence positions, F×H×W visual tokens of a vi
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,6 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from vdm_priors.errors import ModelError, SampleError
 from vdm_priors.grid import TokenGrid
 from vlm_hooks.encoding import Encoding, Prompt, answer_labels, original_offsets
-from vlm_hooks.streams import FrameStream
 from vlm_hooks.videos import Video, chosen_video, seconds_per_frame, token_spans
 
 PARTS = ("vision", "merger", "llm")
@@ -33,7 +32,7 @@ _PLACEHOLDER = "\ue000question\ue001"
 
 
 @dataclass
-class Student(FrameStream):
+class Student(ABC):
     """A model with its processor; `folder` is where it was loaded from. Families derive from it.
 
     A clip has frames (uint8 [N, H, W, 3]), times (N rising seconds), duration (seconds of the whole video) and box

@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from enhancer.muon import MuonAdamW, is_hidden_matrix
 from enhancer.video.clip import FrameCache, Sampling
 from enhancer.world.render import render_masks
 from enhancer.world.scene import COLOURS, SHAPES
@@ -52,7 +53,11 @@ class _Report(TrainerCallback):
 
 def warm_up(student, videos: list[Path], truth: WorldTruth, folder: Path, *, steps: int, batch: int, rate: float, seed: int,
             frames: int, cell: int, cache: FrameCache, progress=None) -> float:
-    """Train the vision tower and merger in place; returns the last logged loss."""
+    """Train the vision tower and merger in place by MuonAdamW; returns the last logged loss.
+
+    Shapes are what takes long: of the half-cells that one thing fills, 85% are told right after 3000 steps of 8 clips, and
+    44% after 1000 steps of 16 with AdamW, which takes as long as 1900 steps of 8 (chance 25).
+    """
     from vlm_hooks.vision_warmup import CellLabels
 
     def collate(rows: list[dict]) -> dict:
@@ -65,11 +70,15 @@ def warm_up(student, videos: list[Path], truth: WorldTruth, folder: Path, *, ste
     module = CellLabels(student.model, 4 * len(KINDS))
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=batch, learning_rate=rate,
-        lr_scheduler_type="cosine", warmup_steps=max(steps // 20, 1), weight_decay=0.01, use_cpu=True, seed=seed,
+        lr_scheduler_type="cosine", warmup_steps=max(steps // 20, 1), use_cpu=True, seed=seed,
         logging_steps=min(25, steps), report_to=[], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         dataloader_pin_memory=False)
     data = LabelledClips(videos, truth, frames, cell, cache)
-    trainer = Trainer(model=module, args=arguments, train_dataset=data, data_collator=collate,
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: [*module.head.parameters()]}
+    for name, parameter in student.model.model.visual.named_parameters():
+        groups[is_hidden_matrix(name, parameter)].append(parameter)
+    optimizer = MuonAdamW([{"params": chosen, "muon": muon} for muon, chosen in groups.items()], lr=rate, weight_decay=0.01)
+    trainer = Trainer(model=module, args=arguments, train_dataset=data, data_collator=collate, optimizers=(optimizer, None),
                       callbacks=[_Report(progress)])
     trainer.remove_callback(PrinterCallback)  # progress says the same, readably
     trainer.train()
