@@ -16,40 +16,34 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdm_priors.errors import UserError
+from vlm_hooks.adapters import base
+from vlm_hooks.adapters.base import setting
 from vlm_hooks.adapters.conv_trunk import ConvTrunk
 from vlm_hooks.adapters.query_transformer import QueryTransformer, sine_positions
 
 PATCH = 2  # motion cells of a patch's side: 16 px
-NORMALISED = ("fixed", "clip")
 
 
-@dataclass(frozen=True)
-class DeltaConfig:
-    """Sizes of a Δ-encoder.
-
-    motion_tokens, residual_tokens: K of either branch; 4 and 4 (section 3.2). width: inner width; the paper writes both
-    "hidden dimension d" = 1152 and "< 15 M parameters", of which two transformers of 4 layers and 1152 have 128 M: so
-    the inner width is a setting of its own, and a last linear layer brings tokens to the host's width. layers 4 and
-    heads 9, as written. trunk_width, trunk_blocks: 64 and 2 are ResNet-18. normalise: "fixed" divides displacements by
-    `largest` (a share of the frame) and cuts off beyond; "clip" divides by the clip's own largest. The paper says
-    min-max and not of what; taken of every frame by itself, slow and fast motion would look the same.
-    """
-
-    motion_tokens: int = 4
-    residual_tokens: int = 4
-    width: int = 180
-    layers: int = 4
-    heads: int = 9
-    trunk_width: int = 64
-    trunk_blocks: int = 2
-    normalise: str = "fixed"
-    largest: float = 0.25
+@dataclass
+class CoPEConfig(base.AdapterConfig):
+    motion_tokens: int = setting(4, "K of the motion branch: tokens of a fused P-frame's vectors (section 3.2: 4)", min=1)
+    residual_tokens: int = setting(4, "K of the residual branch (4); 0 leaves the branch out", min=0)
+    width: int = setting(180, "inner width. The paper writes both \"hidden dimension d\" = 1152 and \"< 15 M parameters\", and two "
+                              "transformers of 4 layers and 1152 have 128 M: 180 keeps the second, 1152 the first", min=8)
+    layers: int = setting(4, "layers of each of the transformers, those of pre-training too", min=1)
+    heads: int = setting(9, "their attention heads", min=1)
+    trunk_width: int = setting(64, "channels of the residual branch's first stage; 64 is ResNet-18", min=1)
+    trunk_blocks: int = setting(2, "its blocks a stage; 2 is ResNet-18", min=1)
+    normalise: str = setting("fixed", "vectors are brought to -1..1 by a `fixed` share of the frame, or by the largest of the "
+                                      "clip. The paper says min-max and not of what; of each frame by itself, slow and fast "
+                                      "motion would look the same", choices=("fixed", "clip"))
+    largest: float = setting(0.25, "of `fixed`: the share of the frame, moved in a step, that is 1; more is cut off", min=1e-6)
 
     def __post_init__(self) -> None:
-        if self.normalise not in NORMALISED:
-            raise ValueError(f"DeltaConfig: normalise is {self.normalise!r}: choose {' or '.join(NORMALISED)}.")
-        if self.motion_tokens < 1 or self.residual_tokens < 0 or self.largest <= 0:
-            raise ValueError("DeltaConfig: motion_tokens must be 1 or more, residual_tokens 0 or more, largest positive.")
+        super().__post_init__()
+        if self.width % self.heads or self.width % 4:
+            raise UserError(f"width ({self.width}) must be a multiple of heads ({self.heads}), and of 4 for its positions")
 
     @property
     def tokens(self) -> int:
@@ -58,13 +52,13 @@ class DeltaConfig:
 
 
 class DeltaEncoder(nn.Module):
-    """ϕ_Δ of Eq. 5: displacement [N, R, C, 2], valid [N, R, C] and error [N, 3, H, W] to tokens [N, K_τ + K_δ, D].
+    """ϕ_Δ of Eq. 5: vectors [N, R, C, 3] and errors [N, 3, H, W] in −1..1 to tokens [N, K_τ + K_δ, D].
 
-    displacement is in fractions of the frame and 0 where not valid, error in −1..1. What is not valid is told to the
-    network as such by a third channel, which the paper, whose vectors are zero there, does not have.
+    vectors are (right, down, valid): what is not known is told to the network as such, and is 0 besides. The paper's
+    vectors are zero there, and nothing says so.
     """
 
-    def __init__(self, config: DeltaConfig, hidden: int) -> None:
+    def __init__(self, config: CoPEConfig, hidden: int) -> None:
         super().__init__()
         self.config = config
         width = config.width
@@ -79,22 +73,19 @@ class DeltaEncoder(nn.Module):
             self.residual = QueryTransformer(width, config.layers, config.heads, config.residual_tokens)
             self.residual_out = nn.Linear(width, hidden)
 
-    def forward(self, displacement: Tensor, valid: Tensor, error: Tensor, largest: Tensor | None = None) -> Tensor:
-        """largest [N]: of normalise "clip", each frame's clip's largest displacement (both axes), in fractions."""
-        motion = self.motion_tokens(displacement, valid, largest)
-        return torch.cat([motion, self.residual_tokens(error)], dim=1) if self.config.residual_tokens else motion
+    def forward(self, vectors: Tensor, errors: Tensor) -> Tensor:
+        motion = self.motion_tokens(vectors)
+        return torch.cat([motion, self.residual_tokens(errors)], dim=1) if self.config.residual_tokens else motion
 
-    def motion_tokens(self, displacement: Tensor, valid: Tensor, largest: Tensor | None = None) -> Tensor:
-        """τ_tok [N, K_τ, D] of Eq. 6."""
-        scale = self.config.largest if self.config.normalise == "fixed" else largest[:, None, None, None].clamp(min=1e-6)
-        cells = torch.cat([(displacement / scale).clamp(-1, 1), valid[..., None].to(displacement)], dim=-1)
-        patches, rows, columns = _patches(cells)
+    def motion_tokens(self, vectors: Tensor) -> Tensor:
+        """τ_tok [N, K_τ, D] of Eq. 6. Vectors beyond −1..1 are cut off."""
+        patches, rows, columns = _patches(vectors.clamp(-1, 1).to(self.motion_out.weight))
         patches = self.motion_patches(patches) + self._places(rows, columns, patches)
         return self.motion_out(self.motion(patches))
 
-    def residual_tokens(self, error: Tensor) -> Tensor:
+    def residual_tokens(self, errors: Tensor) -> Tensor:
         """δ_tok [N, K_δ, D] of Eq. 7."""
-        places = self.trunk(error)
+        places = self.trunk(errors.to(self.residual_out.weight))
         rows, columns = places.shape[-2:]
         patches = self.residual_patches(places.flatten(2).transpose(1, 2))
         return self.residual_out(self.residual(patches + self._places(rows, columns, patches)))

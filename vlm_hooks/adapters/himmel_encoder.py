@@ -18,56 +18,60 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdm_priors.errors import UserError
+from vlm_hooks.adapters import base
+from vlm_hooks.adapters.base import setting
 from vlm_hooks.adapters.conv_trunk import ConvTrunk
 from vlm_hooks.adapters.query_transformer import sine_positions
 from vlm_hooks.adapters.state_space import MotionMean, MotionSSM
 
 STREAMS = ("motion", "residual", "context")
-ENCODERS = ("ssm", "conv")
-FUSIONS = ("gated", "mlp", "weighted", "concat")
 
 
-@dataclass(frozen=True)
-class TriStreamConfig:
-    """Sizes of the encoder.
-
-    grid: rows and columns of motion tokens of an interval; 8 × 8 are the paper's 64. streams: those used (Table 1's
-    ablation); of one left out, the gate that would weigh it is left out too. encoder: "ssm" (MotionSSM, the default) or
-    "conv" (ResNet-18 and the mean over steps). Table 6 lists one MotionSSM beside three ResNet-18 branches: its blocks
-    are shared by the streams, the convolutions are not. fusion: "gated" (Eqs. 3 and 4), or section I.6's "mlp",
-    "weighted" (one learnt weight a stream) and "concat" (one linear layer). trunk_width 64 and trunk_blocks 2 are
-    ResNet-18. largest: displacement, as a share of the frame, that counts as 1; more is cut off.
-    """
-
-    grid: tuple[int, int] = (8, 8)
-    width: int = 512
-    streams: tuple[str, ...] = STREAMS
-    encoder: str = "ssm"
-    fusion: str = "gated"
-    ssm_blocks: int = 4
-    ssm_states: int = 16
-    trunk_width: int = 64
-    trunk_blocks: int = 2
-    largest: float = 0.25
+@dataclass
+class HimmelConfig(base.AdapterConfig):
+    anchors: int = setting(8, "K: pictures that the host's tower encodes, evenly spaced over the clip", min=2)
+    rows: int = setting(8, "rows of an interval's motion tokens; 8 × 8 are the paper's 64", min=1)
+    columns: int = setting(8, "columns of them; 2 × 4 to 16 × 16 are the ablation's 8 to 256", min=1)
+    steps: int = setting(16, "maps of an interval at most, evenly spaced (the paper says all frames, and not how many are read)",
+                         min=1)
+    streams: list[str] = setting(list(STREAMS), "motion, residual, context: those used (Table 1). Of one left out, the gate that "
+                                                "would weigh it is left out too")
+    placement: str = setting("anchor", "where motion tokens stand: after each anchor (the paper), before all anchors, or behind "
+                                       "them (section O.2)", choices=("anchor", "prefix", "suffix"))
+    encoder: str = setting("ssm", "ssm: MotionSSM over an interval's steps (the default); conv: their mean. Table 6 lists one "
+                                  "MotionSSM beside three ResNet-18 branches: its blocks are shared by the streams, the "
+                                  "convolutions are not", choices=("ssm", "conv"))
+    fusion: str = setting("gated", "gated: Eqs. 3 and 4; of section I.6: mlp, weighted (one learnt weight a stream), concat (one "
+                                   "linear layer)", choices=("gated", "mlp", "weighted", "concat"))
+    width: int = setting(512, "E: width of the hidden states (not said; 512 is what ResNet-18 gives)", min=4)
+    ssm_blocks: int = setting(4, "state-space blocks (not said)", min=1)
+    ssm_states: int = setting(16, "states of each inner feature (not said; Mamba's)", min=1)
+    trunk_width: int = setting(64, "channels of a branch's first stage; 64 is ResNet-18", min=1)
+    trunk_blocks: int = setting(2, "its blocks a stage; 2 is ResNet-18", min=1)
+    context: int = setting(112, "height and width that an anchor is scaled to for the context stream (\"a lower spatial "
+                                "resolution\")", min=8)
+    largest: float = setting(0.25, "the share of the frame, moved in a step, that counts as 1; more is cut off (not said)", min=1e-6)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "grid", tuple(self.grid))
-        object.__setattr__(self, "streams", tuple(stream for stream in STREAMS if stream in self.streams))
-        for name, known in (("encoder", ENCODERS), ("fusion", FUSIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"TriStreamConfig: {name} is {getattr(self, name)!r}: choose one of {', '.join(known)}.")
-        if not set(self.streams) & {"motion", "residual"}:
-            raise ValueError("TriStreamConfig: streams needs motion, residual or both; without, there is no motion.")
+        super().__post_init__()
+        unknown = sorted(set(self.streams) - set(STREAMS))
+        if unknown or not set(self.streams) & {"motion", "residual"}:
+            raise UserError(f"streams ({', '.join(self.streams)}) may have {', '.join(STREAMS)}, and needs motion or residual")
+        if self.width % 4:
+            raise UserError(f"width must be a multiple of 4, not {self.width}")
+        self.streams = [stream for stream in STREAMS if stream in self.streams]
 
     @property
     def tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+        """Motion tokens of an interval."""
+        return self.rows * self.columns
 
 
 class TriStreamEncoder(nn.Module):
     """Streams, their fusion, and what the gates said. See `forward`."""
 
-    def __init__(self, config: TriStreamConfig) -> None:
+    def __init__(self, config: HimmelConfig) -> None:
         super().__init__()
         self.config = config
         self.trunks = nn.ModuleDict({s: _MapReader(config, 8 if s == "motion" else 16) for s in config.streams})
@@ -79,20 +83,15 @@ class TriStreamEncoder(nn.Module):
         self.fusion = StreamFusion(config)
 
     def forward(
-        self, displacement: Tensor, valid: Tensor, error: Tensor, context: Tensor, known: Tensor
+        self, vectors: Tensor, errors: Tensor, context: Tensor, known: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Fused hidden states [N, P, E], each stream's [N, P, E], and the gates' mean weights [N] of each stream.
 
-        displacement [N, L, R, C, 2] in fractions of the frame, 0 where not valid [N, L, R, C]; error [N, L, 3, H, W]
-        in −1..1; context [N, 3, H', W'] in −1..1; known [N, L] bool: steps that there are. The weights of a sample's
-        streams add up to 1; they are there for fusion "gated" and "weighted".
+        vectors [N, L, R, C, 3]: right and down as shares of `largest`, 0 where not known, and whether it is; errors
+        [N, L, 3, H, W] and context [N, 3, H', W'] in −1..1; known [N, L] bool: steps that there are. The weights of a
+        sample's streams add up to 1; they are there for fusion "gated" and "weighted".
         """
-        moved = (displacement / self.config.largest).clamp(-1, 1).movedim(-1, 2)
-        maps = {
-            "motion": torch.cat([moved, valid[:, :, None].to(moved)], dim=2),
-            "residual": error,
-            "context": context[:, None],
-        }
+        maps = {"motion": vectors.clamp(-1, 1).movedim(-1, 2), "residual": errors, "context": context[:, None]}
         steps = {"context": known.new_ones(len(known), 1)}
         hidden = {
             stream: self._over_steps(self.trunks[stream](maps[stream], steps.get(stream, known)), steps.get(stream, known))
@@ -110,26 +109,26 @@ class TriStreamEncoder(nn.Module):
 class _MapReader(nn.Module):
     """Maps [N, L, 3, H, W] to places [N, L, P, E]. Steps that are not known are not computed, and are 0."""
 
-    def __init__(self, config: TriStreamConfig, stride: int) -> None:
+    def __init__(self, config: HimmelConfig, stride: int) -> None:
         super().__init__()
         self.config = config
         self.trunk = ConvTrunk(3, config.trunk_width, config.trunk_blocks, stride)
         self.out = nn.Linear(self.trunk.features, config.width)
 
     def forward(self, maps: Tensor, known: Tensor) -> Tensor:
-        rows, columns = self.config.grid
-        places = maps.new_zeros(*known.shape, rows * columns, self.config.width)
+        rows, columns = self.config.rows, self.config.columns
+        places = self.out.weight.new_zeros(*known.shape, rows * columns, self.config.width)
         if not known.any():
             return places
-        read = F.adaptive_avg_pool2d(self.trunk(maps[known]), (rows, columns)).flatten(2).transpose(1, 2)
+        read = F.adaptive_avg_pool2d(self.trunk(maps[known].to(self.out.weight)), (rows, columns)).flatten(2).transpose(1, 2)
         read = self.out(read) + sine_positions(rows, columns, self.config.width).to(read)
-        return places.masked_scatter(known[..., None, None], read.to(places))
+        return places.masked_scatter(known[..., None, None], read)
 
 
 class StreamFusion(nn.Module):
     """Hidden states of the streams to one: two gated steps (Eqs. 3, 4), or one of the ablation's ways."""
 
-    def __init__(self, config: TriStreamConfig) -> None:
+    def __init__(self, config: HimmelConfig) -> None:
         super().__init__()
         self.kind, width, count = config.fusion, config.width, len(config.streams)
         if self.kind == "gated":

@@ -1,0 +1,37 @@
+"""MotionClips' arrays as padded tensors, where what is not known is a mask.
+
+Legend: B clips, M moments of a clip, R × C motion cells, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def vector_tensor(vectors: np.ndarray) -> Tensor:
+    """[M, R, C, 2] with NaN where not known -> float32 [M, R, C, 3]: right and down, 0 where not known, and whether it is."""
+    known = np.isfinite(vectors).all(-1, keepdims=True)
+    return torch.from_numpy(np.concatenate([np.where(known, vectors, 0), known], axis=-1).astype(np.float32))
+
+
+def error_tensor(residuals: np.ndarray) -> Tensor:
+    """[M, H, W, 3] in −1..1 with NaN where not known -> float16 [M, 3, H, W], 0 there.
+
+    float16 keeps all of 8 bits' differences apart, and a minute of them in half the memory.
+    """
+    return torch.from_numpy(np.nan_to_num(residuals).astype(np.float16)).movedim(3, 1).contiguous()
+
+
+def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[M, …] of several clips -> [B, most M, …] with zeros, and [B, most M] bool: what there is. One row at least."""
+    most = max(1, *(len(tensor) for tensor in tensors))
+    values = tensors[0].new_zeros(len(tensors), most, *tensors[0].shape[1:])
+    known = torch.zeros(len(tensors), most, dtype=torch.bool)
+    for row, tensor in enumerate(tensors):
+        values[row, : len(tensor)] = tensor
+        known[row, : len(tensor)] = True
+    return values, known
