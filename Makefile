@@ -18,7 +18,7 @@ quickstart: setup
 	$(BIN)/enhancer run recipes/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: setup
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
