@@ -21,8 +21,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm_hooks import student
+from vlm_hooks.frame_groups import attend_in_groups
+from vlm_hooks.streams import FrameMarks, FrameTokens, check_divisible
 from vlm_hooks.videos import Video
 
 MODEL_TYPES = ("internvl",)
@@ -35,7 +38,9 @@ class Student(student.Student):
     """An InternVL model with its processor."""
 
     VISION = "vision_tower"
+    PATCH_EMBEDDING = "model.vision_tower.embeddings"
     MERGERS = ("multi_modal_projector",)
+    PIXELS = ("pixel_values",)
 
     def videos(self, inputs: dict[str, Tensor]) -> list[list[Video]]:
         """See the base class. A video is a row of blocks of one frame's tokens, numbered from 1 on."""
@@ -78,6 +83,36 @@ class Student(student.Student):
             ("do_resize", True, bool(video.do_resize)),
             ("do_center_crop", False, bool(video.do_center_crop)),
         ]
+
+    # ---- streams ------------------------------------------------------------------------------
+
+    @property
+    def frame_token(self) -> str:
+        return self.processor.image_token
+
+    def frame_marks(self, number: int, time: float, count: int) -> FrameMarks:
+        return FrameMarks(f"Frame{number}: ", self.processor.start_image_token,
+                          self.processor.end_image_token + ("\n" if number < count else ""))
+
+    def frame_shapes(self, pixels: dict[str, Tensor], counts: Sequence[int]) -> list[tuple[int, int, int]]:
+        side = math.isqrt(self.processor.image_seq_length)
+        return [(count, side, side) for count in counts]
+
+    def frame_tokens(self, pixels: dict[str, Tensor], counts: Sequence[int], group: int = 1) -> list[FrameTokens]:
+        check_divisible(counts, group)
+        tokens = self.model.get_image_features(pixels["pixel_values"], return_dict=True).pooler_output
+        side = math.isqrt(self.processor.image_seq_length)
+        return [FrameTokens(clip.unflatten(1, (side, side))) for clip in tokens.split(list(counts))]
+
+    def rows_of_patches(self, pixels: dict[str, Tensor], counts: Sequence[int]) -> Tensor:
+        return torch.cat([torch.arange(count) for count in counts])
+
+    def prepare_groups(self, group: int) -> None:
+        attend_in_groups(self.model, group)
+
+    def encoder_outputs(self, tokens: Sequence[FrameTokens]) -> dict[str, Any]:
+        flat = torch.cat([clip.tokens.flatten(1, 2) for clip in tokens])
+        return {"image": BaseModelOutputWithPooling(pooler_output=flat)}
 
     def _process(
         self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str

@@ -14,10 +14,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vdm_priors.errors import SampleError
 from vlm_hooks import student
+from vlm_hooks.frame_groups import attend_in_groups
+from vlm_hooks.streams import FrameTokens, check_divisible
 from vlm_hooks.videos import Video
 
 MODEL_TYPES = ("llava_onevision",)
@@ -29,7 +33,9 @@ class Student(student.Student):
     """A LLaVA-OneVision model with its processor."""
 
     VISION = "vision_tower"
+    PATCH_EMBEDDING = "model.vision_tower.embeddings"
     MERGERS = ("multi_modal_projector", "image_newline")
+    STREAM_END = "<video>"
 
     def videos(self, inputs: dict[str, Tensor]) -> list[list[Video]]:
         """See the base class. All videos of a batch have as many frames."""
@@ -64,6 +70,28 @@ class Student(student.Student):
             ("do_resize", True, bool(video.do_resize)),
             ("do_center_crop", False, bool(video.do_center_crop)),
         ]
+
+    # ---- streams ------------------------------------------------------------------------------
+
+    def frame_shapes(self, pixels: dict[str, Tensor], counts: Sequence[int]) -> list[tuple[int, int, int]]:
+        return [(count, self._side(), self._side()) for count in counts]
+
+    def frame_tokens(self, pixels: dict[str, Tensor], counts: Sequence[int], group: int = 1) -> list[FrameTokens]:
+        check_divisible(counts, group)
+        output = self.model.get_video_features(pixels["pixel_values_videos"], return_dict=True)
+        shape = (counts[0], self._side(), self._side())  # the same for all clips of a batch
+        return [FrameTokens(clip[:-NEWLINE].unflatten(0, shape)) for clip in output.pooler_output]
+
+    def rows_of_patches(self, pixels: dict[str, Tensor], counts: Sequence[int]) -> Tensor:
+        return torch.cat([torch.arange(count) for count in counts])
+
+    def prepare_groups(self, group: int) -> None:
+        attend_in_groups(self.model, group)
+
+    def encoder_outputs(self, tokens: Sequence[FrameTokens]) -> dict[str, Any]:
+        newline = self.model.model.image_newline[None]
+        clips = [torch.cat([clip.tokens.flatten(0, 2), newline.to(clip.tokens)]) for clip in tokens]
+        return {"video": BaseModelOutputWithPooling(pooler_output=torch.stack(clips))}
 
     def _side(self) -> int:
         """Rows, and columns, of a frame's tokens."""

@@ -15,15 +15,27 @@ milliseconds. It refuses a lone frame, which is therefore given twice. The stock
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm_hooks.families import qwen2_vl
+from vlm_hooks.mrope import block_positions
+from vlm_hooks.streams import FrameMarks, FrameTokens, StreamPlaces
 
 MODEL_TYPES = ("qwen3_vl",)
 PER_SECOND = 1000  # the processor's "frames" are milliseconds, so that uneven times stay what they are
 LONGEST = 999.0  # seconds; three digits before the point
+
+
+@dataclass
+class DeepOutput(BaseModelOutputWithPooling):
+    """A tower's output with tokens for the decoder's first layers: a list of clips' [tokens, D] for each layer."""
+
+    deepstack_features: list[list[Tensor]] | None = None
 
 
 class Student(qwen2_vl.Student):
@@ -51,3 +63,16 @@ class Student(qwen2_vl.Student):
             milliseconds *= 2
         return {"total_num_frames": len(milliseconds), "fps": PER_SECOND, "frames_indices": milliseconds,
                 "duration": clip.duration}
+
+    def frame_marks(self, number: int, time: float, count: int) -> FrameMarks:
+        return FrameMarks(f"<{time:.1f} seconds>", "<|vision_start|>", "<|vision_end|>")
+
+    def encoder_outputs(self, tokens: Sequence[FrameTokens]) -> dict[str, Any]:
+        output = super().encoder_outputs(tokens)["video"]
+        layers = zip(*(clip.deep for clip in tokens), strict=True)
+        deep = [[clip.flatten(0, 2) for clip in layer] for layer in layers]
+        return {"video": DeepOutput(pooler_output=output.pooler_output, deepstack_features=deep)}
+
+    def stream_positions(self, places: StreamPlaces) -> Tensor:
+        """See the base class. Time is told in text before each frame."""
+        return block_positions(places)
