@@ -31,7 +31,8 @@ class StepLog:
     A row has: step; loss = ar_loss + λ · alignment_loss, means over the step; words_matched of words_total; video_mass,
     the share of the matched words' attention that falls on the video; ar_grad_norm and alignment_grad_norm, every so
     many steps, on parameters that both losses reach; learning_rate; seconds of the step, data_seconds of them spent
-    waiting for its batches (mean over processes) and data_share, how much of the step that is. None stands for what there was not.
+    waiting for its batches (mean over processes) and data_share, how much of the step that is. None stands for what
+    there was not.
     """
 
     def __init__(self, path: Path, accelerator: Any) -> None:

@@ -1,4 +1,4 @@
-"""Trainings in several processes, and killed ones: the trained student is the same.
+"""Trainings of the shipped student in several processes, and killed ones: the trained student is the same.
 
 Two processes on the CPU (gloo) under torchrun and accelerate launch; FSDP2 as tests/enhancer/train_child.py says.
 """
@@ -24,11 +24,11 @@ from enhancer.checkpoints import CHECKPOINTS
 from enhancer.cli import app
 from enhancer.launch import check_launch, launch_file
 from enhancer.runfolder import read_json, read_lines
+from enhancer.shipped import student_path
 from enhancer.train_settings import TrainSettings
 from tests.enhancer.test_training import write_video
 from tests.enhancer.tiny_run import recipe_values
 from tests.enhancer.train_child import ANSWERS, CUT, SETTINGS, run
-from tests.vlm_hooks.tiny_student import save_tiny_student
 from vdm_priors.errors import RecipeError, UserError
 
 CHILD = Path(__file__).with_name("train_child.py")
@@ -45,9 +45,8 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with a student and clips."""
+    """A folder with clips."""
     folder = tmp_path_factory.mktemp("trainings")
-    save_tiny_student(folder / "student")
     for n in range(len(ANSWERS)):
         write_video(folder / f"{n}.mp4", n)
     return folder
@@ -108,10 +107,11 @@ def read_lines_safely(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def launched(root):
-    """One launch for both ways: whole and resumed, with copies (DDP) and shards (FSDP2)."""
-    command = [*TORCHRUN, str(CHILD), str(root), "ddp", "fsdp2"]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1500)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    """With copies (DDP) and shards (FSDP2): trained under torchrun, resumed under accelerate launch."""
+    for launcher, modes in ((TORCHRUN, ["ddp", "fsdp2"]), (ACCELERATE, ["ddp-resumed", "fsdp2-resumed"])):
+        command = [*launcher, str(CHILD), str(root), *modes]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1500)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return root
 
 
@@ -119,10 +119,10 @@ def launched(root):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", ["ddp", "fsdp2"])
 def test_two_processes_train_what_one_does_and_resume_it(launched, alone, mode):
-    whole, resumed = launched / f"{mode}-whole", launched / f"{mode}-resumed"
+    whole, resumed = launched / mode, launched / f"{mode}-resumed"
     assert largest_difference(whole, resumed) <= 1e-6
     # 20 steps of AdamW at 3e-3 on sums in another order
-    start = load_file(launched / "student" / "model.safetensors")
+    start = load_file(Path(student_path("world")) / "model.safetensors")
     moved = max(float((start[name] - tensor).abs().max()) for name, tensor in weights(alone).items())
     assert largest_difference(whole, alone) <= 0.02 * moved
     rows, reference = read_lines(whole / "history.jsonl"), read_lines(alone / "history.jsonl")
