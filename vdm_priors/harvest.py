@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdm_priors.attention import (
-    AttentionLayer, Layout, elements_at_once, probability_chunks, require_finite, swapped_processors, tiles,
+from vdm_priors.attention import AttentionLayer, Layout, require_finite, swapped_processors
+from vdm_priors.attention_rows import (
+    Where, cell_chunks, columns_by_lse, probability_chunks, rows_by_lse, rows_by_softmax,
 )
 from vdm_priors.errors import ModelError
 from vdm_priors.harvest_request import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS, HarvestRequest, RowTaker
-from vdm_priors.kernels import probabilities
 from vdm_priors.memory import Memory, entries_of
 from vdm_priors.running_means import RunningMeans
 
@@ -167,11 +167,11 @@ class Harvest:
             v2t[..., chosen] = p[..., : self.request.text_tokens].transpose(2, 3)
         self._require_finite("v2t", index, v2t)
         if self.request.direction != "t2v":
-            self._means.sum("v2t", index, v2t.shape, q.device).add_(v2t)
+            self._means.add("v2t", index, v2t.shape, q.device, [(..., v2t)])
         if self.request.direction != "v2t":
             # a token that no cell sees has no place: its row stays 0 instead of becoming NaN
             mass = v2t.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(v2t.dtype).tiny)
-            self._means.sum("t2v", index, v2t.shape, q.device).add_(v2t.div_(mass))
+            self._means.add("t2v", index, v2t.shape, q.device, [(..., v2t.div_(mass))])
 
     def _add_rows(
         self, name: str, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None,
@@ -181,26 +181,22 @@ class Harvest:
 
         With the rows' log-sum-exp [B, h, rows] every probability needs its own key alone.
         """
-        sums = self._means.sum(name, index, (*q.shape[:3], layout.vision_tokens), q.device)
+        cells = self._vision_columns(layout, k.shape[2])
         if lse is not None and (q.is_cuda or q.dtype == torch.float32):  # a CPU's is rough in half precision
             self._require_finite(name, index, lse)
-            for of, chosen, cells in tiles(*sums.shape, q.device):
-                for columns in self._vision_columns(layout, k.shape[2]):
-                    keys = slice(columns.start + cells.start, columns.start + cells.stop)
-                    sums[:, of, chosen, cells] += probabilities(
-                        q[:, of, chosen], k[:, of, keys], lse[:, of, chosen, None], scale,
-                        None if bias is None else bias[..., keys],
-                    )
-            return
-        ones = []
-        # few heads and many of their rows at a time: keys are read once
-        heads = max(1, elements_at_once(q.device) // (len(q) * q.shape[2] * k.shape[2]))
-        for first in range(0, q.shape[1], heads):
-            of = slice(first, first + heads)
-            for chosen, p in self._vision_chunks(q[:, of], k[:, of], layout, scale, bias):
-                ones.append(p[..., 0].flatten().clone())  # a view would keep p
-                sums[:, of, chosen] += p
-        # a softmax with a number that is not finite is so in all of its columns
+            parts = rows_by_lse(q, k, cells, lse, scale, bias)
+        else:
+            parts = self._checked(name, index, rows_by_softmax(q, k, cells, scale, bias))
+        self._means.add(name, index, (*q.shape[:3], layout.vision_tokens), q.device, parts)
+
+    def _checked(
+        self, name: str, index: int, parts: Iterator[tuple[Where, Tensor]]
+    ) -> Iterator[tuple[Where, Tensor]]:
+        """The parts of a softmax; after the last, raises ModelError if any was not finite."""
+        ones = []  # a softmax with a number that is not finite is so in all of its columns
+        for where, p in parts:
+            ones.append(p[..., 0].flatten().clone())  # a view would keep p
+            yield where, p
         self._require_finite(name, index, torch.cat(ones))
 
     def _add_over_text(
@@ -210,13 +206,8 @@ class Harvest:
         self._require_finite("v2t", index, lse)
         columns = slice(layout.text.start, layout.text.start + self.request.text_tokens)
         words = k[:, :, columns]
-        bias_b1t1 = None if bias is None else bias[..., columns].transpose(2, 3)
-        sums = self._means.sum("v2t", index, (*words.shape[:3], q.shape[2]), q.device)
-        for of, asked, cells in tiles(*sums.shape, q.device):
-            sums[:, of, asked, cells] += probabilities(
-                words[:, of, asked], q[:, of, cells], lse[:, of, None, cells], scale,
-                None if bias_b1t1 is None else bias_b1t1[:, :, asked],
-            )
+        parts = columns_by_lse(q, words, lse, scale, None if bias is None else bias[..., columns])
+        self._means.add("v2t", index, (*words.shape[:3], q.shape[2]), q.device, parts)
 
     def _hand_on(
         self, index: int, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None, lse: Tensor
@@ -230,7 +221,7 @@ class Harvest:
         hidden = bias is not None and any(bool(bias[..., part].any()) for part in columns)
         if hidden or not all(taker.reads_queries(q.device) for taker in takers):
             rows = q[:, :, self.request.rows.to(q.device)]
-            for chosen, p_bhrs in self._vision_chunks(rows, k, layout, scale, bias):
+            for chosen, p_bhrs in cell_chunks(rows, k, columns, scale, bias):
                 self._require_finite("v2v", index, p_bhrs[..., 0])
                 for taker, p_hrs in zip(takers, p_bhrs, strict=True):
                     taker.add(p_hrs, self.request.rows[chosen])
@@ -247,14 +238,6 @@ class Harvest:
                 q[i], [part[i] for part in shown], lse[i], scale,
                 None if rest is None else rest[i], None if rest_bias is None else rest_bias[i],
             )
-
-    def _vision_chunks(
-        self, q: Tensor, k: Tensor, layout: Layout, scale: float, bias: Tensor | None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, probabilities [B, h, r, S_v] over the vision columns), some rows at a time."""
-        columns = self._vision_columns(layout, k.shape[2])
-        for chosen, p in probability_chunks(q, k, scale, bias):
-            yield chosen, sum((p[..., part] for part in columns[1:]), start=p[..., columns[0]])
 
     def _vision_columns(self, layout: Layout, keys: int) -> list[slice]:
         """Where the keys lie whose probabilities are a cell's: the clip's own and, if asked for, its reference's."""

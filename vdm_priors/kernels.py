@@ -90,7 +90,9 @@ def probabilities(
 ) -> Tensor:
     """exp(q·k·scale + bias − lse) of every pair, float32 [b, h, r, k]; lse and bias broadcast to it."""
     p = scaled_products(q_bhrd, k_bhkd, scale)
-    p = (p if bias is None else p.add_(bias)).sub_(lse)
+    if bias is not None:
+        p += bias
+    p -= lse
     # a CPU takes powers of two three times as fast as those of e, and as exactly
     return p.mul_(LOG2_E).exp2_() if p.device.type == "cpu" else p.exp_()
 

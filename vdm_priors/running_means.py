@@ -5,7 +5,8 @@ Legend: B harvested batch entries, H heads (layers × heads where layers are kep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,19 +23,28 @@ class RunningMeans:
         self._counts: dict[str, dict[int, int]] = {}
         self._means: dict[str, Tensor] = {}
 
-    def sum(self, name: str, layer: int, shape: Sequence[int], device: torch.device) -> Tensor:
-        """The sum [B, heads, rows, columns] that this layer's numbers of this forward are to be added to."""
+    def add(
+        self, name: str, layer: int, shape: Sequence[int], device: torch.device, parts: Iterable[tuple[Any, Tensor]]
+    ) -> None:
+        """Add a layer's numbers [B, heads, rows, columns] of a forward: (index, values), which together are all of them.
+
+        Raises ModelError if the shape is not that of the forwards before.
+        """
         sums, counts = self._sums.setdefault(name, {}), self._counts.setdefault(name, {})
         place = layer if self.by_layer else 0
         counts[place] = counts.get(place, 0) + 1
         if place not in sums:
-            sums[place] = torch.zeros(tuple(shape), device=device)
-        elif sums[place].shape != tuple(shape):
+            sums[place] = torch.empty(tuple(shape), device=device)
+            for where, values in parts:
+                sums[place][where] = values
+            return
+        if sums[place].shape != tuple(shape):
             raise ModelError(
                 f"Harvest: {name} was [B, heads, rows, columns] = {list(sums[place].shape)}, and is {list(shape)} in a "
                 f"later forward. Harvest clips of one size and one batch at a time."
             )
-        return sums[place]
+        for where, values in parts:
+            sums[place][where] += values
 
     def mean(self, name: str) -> Tensor:
         """The mean [B, H, rows, columns] of what was added, layers in order. Raises ModelError if nothing was."""

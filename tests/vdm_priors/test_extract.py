@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.vdm_priors.tiny_teacher import random_clip, tiny_teacher
-from vdm_priors.attention import probability_chunks
+from vdm_priors.attention_rows import probability_chunks
 from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError, SampleError
 from vdm_priors.extract import KEPT_BYTES, ExtractionSettings, extract_priors, query_rows
@@ -284,7 +284,7 @@ def test_streamed_rows_judge_heads_as_kept_ones(monkeypatch, scope, memory):
     kept = extract_priors(teacher, clips, [TEXT, "Does it spin?"], settings)
     monkeypatch.setattr("vdm_priors.extract.ALL_ROWS_BELOW", 48)
     monkeypatch.setattr(Harvest, "v2v", None)  # whoever asked for the whole map would fail
-    monkeypatch.setattr("vdm_priors.harvest.probability_chunks", partial(probability_chunks, chunk_elements=1000))
+    monkeypatch.setattr("vdm_priors.attention_rows.probability_chunks", partial(probability_chunks, chunk_elements=1000))
     streamed = extract_priors(teacher, clips, [TEXT, "Does it spin?"], settings)
     for one, other in zip(kept, streamed, strict=True):
         ours, theirs = one.provenance["head_scores"], other.provenance["head_scores"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.vdm_priors.tiny_teacher import generator, tiny_teacher
-from vdm_priors import harvest as harvest_module
-from vdm_priors.attention import probability_chunks
+from vdm_priors import attention_rows
+from vdm_priors.attention_rows import probability_chunks
 from vdm_priors.errors import ModelError
 from vdm_priors.harvest import HarvestRequest, harvest
 from vdm_priors.memory import Streams, reference_memory
@@ -62,7 +62,7 @@ def dense(teacher, call, heads=2):
 @pytest.mark.parametrize("rotary", [True, False])
 def test_rows_are_the_dense_softmax(rotary, monkeypatch):
     monkeypatch.setattr(
-        harvest_module, "probability_chunks",
+        attention_rows, "probability_chunks",
         lambda q, k, scale, bias: probability_chunks(q, k, scale, bias, chunk_elements=2 * 2 * 64 * 7),
     )  # seven rows at a time, so that chunks do not divide the rows
     teacher = tiny_teacher(rotary=rotary)
