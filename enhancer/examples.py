@@ -136,28 +136,41 @@ def _from_source(name: str, context: Any, sample: Sample) -> _Example:
 
 
 @torch.no_grad()
-def attention_rows(student: Any, sample: Sample, clip: Clip, prior: MotionPrior) -> tuple[Tensor, TokenGrid]:
-    """The student's attention [W, F, H, W'] of the prior's words over its visual tokens, each row of mass 1.
+def attention_layers(student: Any, sample: Sample, clip: Clip, prior: MotionPrior) -> tuple[dict[int, Tensor], TokenGrid]:
+    """Each layer's attention [W, F, H, W'] of the prior's words over the student's visual tokens, mean over its heads.
 
-    A word without a token in the prompt has a row of zeros.
+    Not normalised; a word without a token in the prompt has rows of zeros. No layer is there if no word has a token.
     """
     prompt = student.prompt(sample.question)
     encoding = student.encode([clip], [prompt.text], [sample.answer], names=[sample.id])
     (grid,), columns = student.grids(encoding.inputs, [clip])
     match = match_prior(prior, (sample.question, prompt.question_start), (sample.answer, encoding.answer_starts[0]),
                         encoding.texts[0], encoding.offsets[0])
-    rows = torch.zeros(len(prior.words), *grid.shape)
     if not match.pairs:
-        return rows, grid
+        return {}, grid
     request = CaptureRequest.from_positions([match.rows], columns)
     with capture(student.model):
         student.model(**encoding.inputs, motion_capture=request)
-    captured = request.mean()[0].cpu()  # [R, C], the words' tokens one after another
-    start = 0
-    for word, positions in match.pairs:
-        rows[word] = captured[start:start + len(positions)].mean(dim=0).reshape(grid.shape)
-        start += len(positions)
-    return normalize_rows(rows), grid
+    layers = {}
+    for layer in request.captured_layers:
+        captured = request.layer(layer)[0].float().cpu()  # [R, C], the words' tokens one after another
+        rows, start = torch.zeros(len(prior.words), *grid.shape), 0
+        for word, positions in match.pairs:
+            rows[word] = captured[start:start + len(positions)].mean(dim=0).reshape(grid.shape)
+            start += len(positions)
+        layers[layer] = rows
+    return layers, grid
+
+
+def attention_rows(student: Any, sample: Sample, clip: Clip, prior: MotionPrior) -> tuple[Tensor, TokenGrid]:
+    """The student's attention [W, F, H, W'] of the prior's words, mean over layers and heads, each row of mass 1.
+
+    A word without a token in the prompt has a row of zeros.
+    """
+    layers, grid = attention_layers(student, sample, clip, prior)
+    if not layers:
+        return torch.zeros(len(prior.words), *grid.shape), grid
+    return normalize_rows(torch.stack(list(layers.values())).mean(dim=0)), grid
 
 
 def _write(path: Path, example: _Example, root: Path) -> None:

@@ -30,7 +30,8 @@ from vdm_priors.selection import TeacherText, choose_heads, choose_words, motion
 from vdm_priors.settings import ExtractionSettings
 
 __all__ = [
-    "ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_directions", "extract_priors", "run_teacher",
+    "ClipLike", "ExtractionArtifacts", "ExtractionSettings", "extract_directions", "extract_priors", "frame_weights",
+    "run_teacher",
 ]
 
 ALL_ROWS_BELOW = 4096  # vision tokens below which rows: auto takes every row (METHOD.md); as many rows are streamed
@@ -149,6 +150,7 @@ def _extract(
         "source": "vdm",
         **_describe(teacher),
         "frame_size": list(pixels.shape[-2:]),
+        "attention_heads": teacher.transformer.config.num_attention_heads,  # of a layer: head_scores may be of all layers'
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
     priors: dict[str, list[MotionPrior]] = {direction: [] for direction in directions}
@@ -179,7 +181,7 @@ def _prior(
     """The prior of one clip in one direction; of_clip: what its provenance says of the clip."""
     maps_tfhw = text_maps(harvested, index, head_set, read, settings.direction).unflatten(1, grid.shape)
     words, maps, words_report = choose_words(maps_tfhw, read, grid, settings)
-    maps = maps * _frame_weights(grid, settings)
+    maps = maps * frame_weights(grid, settings)
     effective = settings.effective()
     prior = MotionPrior(
         text=read.text,
@@ -218,7 +220,7 @@ def _describe(teacher: Any) -> dict[str, Any]:
     }
 
 
-def _frame_weights(grid: TokenGrid, settings: ExtractionSettings) -> Tensor | float:
+def frame_weights(grid: TokenGrid, settings: ExtractionSettings) -> Tensor | float:
     """Factors [F, 1, 1] of mean 1 that make a token's attention the mass of its cell (our decision; METHOD is silent).
 
     `regrid` carries mass. Without the factors a third of a 9-frame clip's mass would lie in its first frame.
