@@ -15,7 +15,8 @@ import rich.table
 import torch
 
 from enhancer.adapters.codec_pictures import KINDS, codec_clip
-from enhancer.adapters.gops import FALLBACKS, GopReading, plan_gops, read_gops
+from enhancer.adapters.gops import GopReading, plan_gops, read_gops
+from enhancer.adapters.schema import ReadingSettings
 from enhancer.console import Console
 from enhancer.data.samples import Sample, load_samples
 from enhancer.evaluation.multiple_choice import evaluate
@@ -32,31 +33,6 @@ from enhancer.world import WorldSettings, make_world
 from enhancer.world.make import finished
 from vdm_priors.errors import UserError
 from vlm_hooks.families import find_family, load_student
-
-
-@dataclass
-class ReadingSettings:
-    """How videos are read for the codec adapters."""
-
-    fuse: int = option(30, "frames whose motion is taken together", min=1, max=10000)
-    gops: int | None = option(64, "most groups of pictures that are read of a video, evenly spaced; null reads all", min=1)
-    size: list[int] = option([384, 384], "height and width that pictures are scaled to, multiples of 8")
-    longest: int = option(256, "frames of a group that are held at once; a longer one is read in pieces", min=2)
-    fallback: str = option("reencode", "a codec without vectors: reencode and mestimate make some, and say so; refuse leaves "
-                                       "the video out", choices=FALLBACKS)
-    references: str = option("match", "how far away H.264's reference pictures are: match looks, assume takes 1 frame and is "
-                                      "faster", choices=("match", "assume"))
-
-    def check(self) -> list[str]:
-        """Faults between keys, as sentences."""
-        try:
-            self.reading()
-        except ValueError as error:
-            return [f"reading: {error}"]
-        return []
-
-    def reading(self) -> GopReading:
-        return GopReading(self.fuse, self.gops, tuple(self.size), self.longest, self.fallback, self.references)
 
 
 @dataclass
@@ -92,7 +68,7 @@ class ProbeRecipe:
     world: WorldSettings | None = option(None, "make (or reuse) this synthetic world as the data; null reads existing data")
     data: DataSettings = option(DataSettings())
     student: StockStudent = option(StockStudent())
-    reading: ReadingSettings = option(ReadingSettings())
+    reading: ReadingSettings = option(ReadingSettings(gops=64))
     conditions: list[Condition] = option(help="rows of the table; the others are compared with the first")
     evaluate: EvaluateSettings = option(EvaluateSettings())
 
@@ -137,7 +113,7 @@ def run(recipe: ProbeRecipe, console: Console, fresh: bool = False) -> Path:
             answers = folder.folder / f"{condition.name}.jsonl"
             if answers.is_file():
                 continue
-            clips = ConditionClips(condition, recipe.reading.reading(), student.frames_per_token())
+            clips = ConditionClips(condition, recipe.reading.gop_reading(), student.frames_per_token())
             with folder.step(condition.name), console.bar(condition.name, unit="question") as bar:
                 rows = evaluate(student, questions, frame_cache=clips, batch_size=recipe.evaluate.batch_size,
                                 protocol=recipe.evaluate.protocol, progress=bar)
@@ -178,12 +154,12 @@ def _table(recipe: ProbeRecipe, folder: Path) -> list[dict]:
 def _show(folder: Path, console: Console) -> None:
     rows = read_json(folder / "table.json", [])
     table = rich.table.Table(title="What an unadapted model makes of codec pictures")
-    for column in ("condition", "pictures", *rows[0]["types"], "overall", "95%", "against the first"):
+    for column in ("condition", *rows[0]["types"], "overall", "95%", "against the first"):
         table.add_column(column)
     for row in rows:
         overall, against = row["overall"], row["against_first"]
         table.add_row(
-            row["condition"], row["pictures"], *(f"{100 * kind['accuracy']:.0f}" for kind in row["types"].values()),
+            row["condition"], *(f"{100 * kind['accuracy']:.0f}" for kind in row["types"].values()),
             f"{100 * overall['accuracy']:.1f}", f"{100 * overall['low']:.0f} to {100 * overall['high']:.0f}",
             "" if against is None else f"{100 * against['difference']:+.1f} (p {against['p']:.2g})",
         )

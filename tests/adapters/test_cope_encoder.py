@@ -118,13 +118,13 @@ def test_settings_that_cannot_be_are_refused():
 def test_pretraining_begins_as_the_frame_before_and_learns_from_both_branches():
     encoder, pretraining = DeltaEncoder(SMALL, hidden=12), DeltaPretraining(SMALL, hidden=12)
     before, target = torch.randn(2, 3, 4, 12), torch.randn(2, 3, 4, 12)
-    first = pretraining(before, encoder(*maps()), target)
+    _, first = pretraining(before, encoder(*maps()), target)
     torch.testing.assert_close(first["loss"], (before - target).square().mean())
     assert first["of_copying"] == 1
     parameters = [*encoder.parameters(), *pretraining.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
     for _ in range(8):
-        loss = pretraining(before, encoder(*maps()), target)["loss"]
+        loss = pretraining(before, encoder(*maps()), target)[1]["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -134,11 +134,11 @@ def test_pretraining_begins_as_the_frame_before_and_learns_from_both_branches():
 
 def test_retrieval_ranks_as_loops_do():
     frames, queries = torch.randn(6, 2, 3), torch.randn(5, 2, 3)
-    found = next_frame_recall(queries, frames, (1, 2, 5))
+    found = next_frame_recall(queries, frames, torch.arange(1, 6))
     for t in range(1, 6):
         query = queries[t - 1].flatten()
         cosines = {n: float(query @ frames[n].flatten() / frames[n].norm()) for n in range(6) if n != t - 1}
         rank = sorted(cosines, key=cosines.get, reverse=True).index(t)
         assert [bool(found[k][t - 1]) for k in (1, 2, 5)] == [rank < 1, rank < 2, rank < 5]
-    assert all(hit.all() for hit in next_frame_recall(frames[1:], frames).values())
-    assert not next_frame_recall(torch.ones(2, 4), torch.ones(3, 4))[1].any()  # all alike: nothing is found
+    assert all(hit.all() for hit in next_frame_recall(frames[1:], frames, torch.arange(1, 6)).values())
+    assert not next_frame_recall(torch.ones(2, 4), torch.ones(3, 4), torch.arange(1, 3))[1].any()  # all alike: nothing is found

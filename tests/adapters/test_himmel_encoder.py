@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vdm_priors.errors import SampleError
 from vlm_hooks.adapters.himmel_alignment import AlignmentHead, MotionAlignment, anchor_difference, two_way_infonce
 from vlm_hooks.adapters.himmel_encoder import STREAMS, StreamFusion, HimmelConfig, TriStreamEncoder
 from vlm_hooks.adapters.state_space import MotionSSM, StateSpaceBlock, scan
@@ -128,25 +129,24 @@ def test_infonce_is_the_sum_over_the_batch_both_ways():
 
 @pytest.mark.parametrize("objective", ["infonce", "mse", "both"])
 def test_stage_1_is_least_where_motion_says_the_difference(objective):
-    align = MotionAlignment(8, 8, ("motion",), objective)
-    for head in (align.head, align.branches["motion"]):
-        head.layers = torch.nn.Identity()
+    align, head = MotionAlignment(HimmelConfig(**SMALL, streams=["motion"], alignment=objective), 8), torch.nn.Identity()
+    align.branches["motion"].layers = head
     before, after = torch.randn(4, 6, 8), torch.randn(4, 6, 8)
     target = anchor_difference(before, after)
     fused = target[:, None].expand(-1, 6, -1)
-    right = align(fused, {"motion": fused}, target)
-    wrong = align(fused.roll(1, 0), {"motion": fused}, target)
-    swapped = align(fused, {"motion": fused.roll(1, 0)}, target)
+    right = align(head, fused, {"motion": fused}, target)
+    wrong = align(head, fused.roll(1, 0), {"motion": fused}, target)
+    swapped = align(head, fused, {"motion": fused.roll(1, 0)}, target)
     assert right["loss"] < wrong["loss"] and right["loss"] < swapped["loss"]
     assert right["recall"] == 1 and wrong["recall"] == 0
     torch.testing.assert_close(target, torch.stack([a.mean(0) - b.mean(0) for a, b in zip(after, before, strict=True)]))
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="needs two intervals"):
-        MotionAlignment(8, 8, ("motion",))(torch.randn(1, 6, 8), {}, torch.randn(1, 8))
+    with pytest.raises(SampleError, match="needs two intervals"):
+        MotionAlignment(HimmelConfig(**SMALL), 8)(torch.nn.Identity(), torch.randn(1, 6, 8), {}, torch.randn(1, 8))
     with pytest.raises(ValueError, match="infonce, mse, both"):
-        MotionAlignment(8, 8, ("motion",), "cosine")
+        HimmelConfig(alignment="cosine")
     with pytest.raises(ValueError, match="encoder must be one of ssm, conv"):
         HimmelConfig(encoder="vit")
     with pytest.raises(ValueError, match="needs motion or residual"):

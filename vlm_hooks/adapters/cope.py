@@ -24,6 +24,7 @@ from vdm_priors.grid import TokenGrid
 from vlm_hooks.adapters import base
 from vlm_hooks.adapters.base import AdapterOutput, HostShape, Segment
 from vlm_hooks.adapters.cope_encoder import CoPEConfig, DeltaEncoder
+from vlm_hooks.adapters.cope_pretraining import Pretraining
 from vlm_hooks.adapters.inputs import MotionClip
 from vlm_hooks.adapters.motion_tensors import error_tensor, padded, vector_tensor
 from vlm_hooks.streams import FrameTokens
@@ -35,6 +36,7 @@ class Adapter(base.Adapter):
     NAME = "cope"
     Config = CoPEConfig
     INPUTS = ("cope_vectors", "cope_errors", "cope_known")
+    OBJECTIVES = {"pretraining": Pretraining}
 
     def __init__(self, config: CoPEConfig, host: HostShape) -> None:
         super().__init__(config, host)

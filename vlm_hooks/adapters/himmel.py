@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from vdm_priors.grid import TokenGrid
 from vlm_hooks.adapters import base
 from vlm_hooks.adapters.base import AdapterOutput, HostShape, Segment
-from vlm_hooks.adapters.himmel_alignment import AlignmentHead
+from vlm_hooks.adapters.himmel_alignment import Alignment, AlignmentHead
 from vlm_hooks.adapters.himmel_encoder import HimmelConfig, TriStreamEncoder
 from vlm_hooks.adapters.inputs import Motion, MotionClip
 from vlm_hooks.adapters.motion_tensors import error_tensor, padded, vector_tensor
@@ -39,6 +39,7 @@ class Adapter(base.Adapter):
     NAME = "himmel"
     Config = HimmelConfig
     INPUTS = ("himmel_vectors", "himmel_errors", "himmel_context", "himmel_steps", "himmel_intervals")
+    OBJECTIVES = {"alignment": Alignment}
 
     def __init__(self, config: HimmelConfig, host: HostShape) -> None:
         super().__init__(config, host)

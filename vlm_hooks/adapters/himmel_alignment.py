@@ -8,11 +8,19 @@ Legend: N intervals of a batch, P places, E width of the encoder, D width of the
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-OBJECTIVES = ("infonce", "mse", "both")
+from vdm_priors.errors import SampleError
+from vlm_hooks.adapters import base
+from vlm_hooks.adapters.himmel_encoder import HimmelConfig
+from vlm_hooks.adapters.motion_tensors import frame_inputs
+
+TEMPERATURE = 0.07  # the learnt temperature begins here, as CLIP's
 HYBRID_MSE = 0.5  # weight of the MSE in "both" (Appendix Q.1)
 
 
@@ -40,31 +48,23 @@ def two_way_infonce(motion_nd: Tensor, target_nd: Tensor, temperature: Tensor) -
 
 
 class MotionAlignment(nn.Module):
-    """The loss of Stage 1, with a head of each stream beside the fused one's; thrown away afterwards but for that one.
+    """The loss of Stage 1, with heads of the streams' own beside the fused one's; they are thrown away afterwards."""
 
-    objective: "infonce" (with the cosine term), or Appendix Q's "mse" and "both". cosine: weight of 1 − cos (Eq. 7; the
-    paper's own value is not given: 0.5). branch: weight of the mean loss of the streams' own heads (section 3.3; not
-    given either: 0.5). The temperature is learnt, from 0.07 on (CLIP's), and kept within 0.01 to 1.
-    """
-
-    def __init__(
-        self, width: int, hidden: int, streams: tuple[str, ...], objective: str = "infonce", cosine: float = 0.5,
-        branch: float = 0.5,
-    ) -> None:
+    def __init__(self, config: HimmelConfig, hidden: int) -> None:
         super().__init__()
-        if objective not in OBJECTIVES:
-            raise ValueError(f"MotionAlignment: objective is {objective!r}: choose one of {', '.join(OBJECTIVES)}.")
-        self.objective, self.cosine, self.branch = objective, cosine, branch
-        self.head = AlignmentHead(width, hidden)
-        self.branches = nn.ModuleDict({stream: AlignmentHead(width, hidden) for stream in streams})
-        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
+        self.objective, self.cosine, self.branch = config.alignment, config.cosine_weight, config.branch_weight
+        self.branches = nn.ModuleDict({stream: AlignmentHead(config.width, hidden) for stream in config.streams})
+        self.log_temperature = nn.Parameter(torch.tensor(TEMPERATURE).log())
 
-    def forward(self, fused: Tensor, hidden: dict[str, Tensor], target_nd: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, head: nn.Module, fused: Tensor, hidden: dict[str, Tensor], target_nd: Tensor
+    ) -> dict[str, Tensor]:
         """fused and each of hidden [N, P, E] -> "loss", "fused", "branches", and "recall": the share of intervals whose
-        own target is nearest. Raises ValueError for less than two intervals: there is nothing to tell them from."""
+        own target is nearest. Raises SampleError for less than two intervals: there is nothing to tell them from."""
         if len(target_nd) < 2:
-            raise ValueError("MotionAlignment: InfoNCE needs two intervals a batch or more.")
-        projected = self.head(fused.mean(1))
+            raise SampleError("HY-Himmel's first stage needs two intervals a batch or more: raise training.batch_size, or "
+                              "reading.anchors.")
+        projected = head(fused.mean(1))
         own = self._loss(projected, target_nd)
         branches = [self._loss(self.branches[s](value.mean(1)), target_nd) for s, value in hidden.items()]
         mean = torch.stack(branches).mean()
@@ -76,7 +76,27 @@ class MotionAlignment(nn.Module):
         squares = F.mse_loss(motion_nd, target_nd)
         if self.objective == "mse":
             return squares
-        temperature = self.log_temperature.exp().clamp(0.01, 1)
+        temperature = self.log_temperature.exp().clamp(0.01, 1)  # a sharper one would follow single intervals
         cosine = 1 - F.cosine_similarity(motion_nd, target_nd, dim=-1).mean()
         aligned = two_way_infonce(motion_nd, target_nd, temperature) + self.cosine * cosine
         return aligned + HYBRID_MSE * squares if self.objective == "both" else aligned
+
+
+class Alignment(base.Objective):
+    """Stage 1 as a stage's objective, "alignment". Clips are MotionClips whose key frames are the anchors."""
+
+    def __init__(self, model: nn.Module, labels: Mapping[str, Sequence[str]]) -> None:
+        super().__init__(model, labels)
+        self.loss = MotionAlignment(model.adapter.config, model.adapter.host.hidden)
+
+    def batch(self, clips: Sequence[Any], samples: Sequence[Any]) -> dict[str, Tensor]:
+        return {**frame_inputs(self.model, clips), **self.model.adapter.inputs(clips)}
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        adapter = self.model.adapter
+        own = {name: batch.pop(name) for name in list(batch) if name not in adapter.INPUTS}
+        with torch.no_grad():
+            frames = [clip.tokens.flatten(1, 2) for clip in self.model.frame_tokens(own)]
+        target = torch.cat([anchor_difference(anchors[:-1], anchors[1:]) for anchors in frames])
+        fused, hidden, _ = adapter.encode(**batch)
+        return self.loss(adapter.projector, fused, hidden, target)

@@ -53,6 +53,11 @@ class HimmelConfig(base.AdapterConfig):
                                 "resolution\")", min=8)
     largest: float = setting(0.25, "the share of the frame, moved in a step, that counts as 1; more is cut off (not said)", min=1e-6)
 
+    alignment: str = setting("infonce", "Stage 1's loss: infonce (with the cosine term), mse, or both (appendix Q)",
+                             choices=("infonce", "mse", "both"))
+    cosine_weight: float = setting(0.5, "of infonce: weight of 1 - cosine (Eq. 7; its value is not said)", min=0)
+    branch_weight: float = setting(0.5, "weight of the mean loss of the streams' own heads (section 3.3; not said)", min=0)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = sorted(set(self.streams) - set(STREAMS))

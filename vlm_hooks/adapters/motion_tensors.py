@@ -6,10 +6,13 @@ Legend: B clips, M moments of a clip, R × C motion cells, H × W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vlm_hooks.adapters.model import COUNTS
 
 
 def vector_tensor(vectors: np.ndarray) -> Tensor:
@@ -35,3 +38,9 @@ def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         values[row, : len(tensor)] = tensor
         known[row, : len(tensor)] = True
     return values, known
+
+
+def frame_inputs(model: Any, clips: Sequence[Any]) -> dict[str, Tensor]:
+    """What an AdapterModel's `frame_tokens` takes: the tower's inputs for the clips' frames, as its adapter shows them."""
+    shown = [model.adapter.shown(clip) for clip in clips]
+    return {**model.base.frame_inputs(shown), COUNTS: torch.tensor([len(clip.frames) for clip in shown])}
