@@ -11,9 +11,9 @@ Ways: plain; harvest: 40 text rows over vision and sampled vision rows (512, or 
 text columns of all vision rows; all rows: exact head statistics of all vision rows, beside the 40 text rows; naive: the
 [h, s, s] softmax of a layer written out, and the harvest's rows taken from it.
 
-Ways take turns. On a CPU each runs in a process of its own with one thread: seconds are CPU seconds of the quickest
-forward of a turn after a first one, since other work on the machine stretches the clock; peak memory is how much the
-largest resident set grows from before the first forward. On a GPU: the clock, between synchronisations, and the largest
+Ways take turns, a forward each, after a first one that is not counted. On a CPU, with one thread: CPU seconds, since
+other work on the machine stretches the clock; peak memory is how much the largest resident set of a process that runs
+this way alone grows from before its first forward. On a GPU: the clock, between synchronisations, and the largest
 allocation. Each way's extra memory is what it takes beyond the plain one.
 
 Prints a line a way with the spread over turns, then JSON lines {"name", "ours", "other", "ratio", "unit", "n",
@@ -31,9 +31,11 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -50,7 +52,7 @@ from vdm_priors.settings import ExtractionSettings
 
 WORDS = 40  # text tokens of 30 words
 WAYS = ("plain", "harvest", "v2t", "all rows", "naive")
-TURNS, FORWARDS = 3, 2
+TURNS = 7
 OUT = Path("benchmarks.jsonl")
 
 
@@ -158,23 +160,46 @@ class Teacher:
         return out, tuple(x for x in (harvested.t2v, harvested.v2t, harvested.v2v) if x is not None)
 
 
-def measure(way: str, size: Size, layers: int, device: str, dtype: torch.dtype, teacher: Teacher | None = None) -> dict:
-    """Seconds of the quickest forward after the first, MB at the peak, and sums of what was kept and of the output."""
+def measure_seconds(
+    ways: list[str], size: Size, layers: int, device: str, dtype: torch.dtype, turns: int
+) -> dict[str, list[float]]:
+    """Seconds a forward of every way and turn; a way that does not fit into a GPU's memory has none."""
+    cuda = start(device)
+    teacher = Teacher(size, layers, device, dtype)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(turns + 1):
+        for way in list(seconds):
+            before = clock(cuda)
+            try:
+                teacher.forward(way)
+            except torch.cuda.OutOfMemoryError:
+                print(f"{way}: does not fit")
+                del seconds[way]
+                continue
+            if turn:
+                seconds[way].append(clock(cuda) - before)
+    return seconds
+
+
+def measure_memory(way: str, size: Size, layers: int, device: str, dtype: torch.dtype) -> tuple[float, str]:
+    """MB at the peak of two forwards, and sums of what was kept and of the output, to be compared between ways."""
+    cuda = start(device)
+    teacher = Teacher(size, layers, device, dtype)
+    before = memory_mb(cuda, reset=True)
+    for _ in range(2):
+        out = kept = None
+        out, kept = teacher.forward(way)
+    peak = memory_mb(cuda) - before
+    sums = [round(float(x.double().sum()), 3) for x in kept]
+    return peak, f"kept sums {sums}, |output| {float(out.double().abs().sum()):.3f}"
+
+
+def start(device: str) -> bool:
+    """Whether the device is a GPU; else one thread."""
     cuda = torch.device(device).type == "cuda"
     if not cuda:
         torch.set_num_threads(1)
-    teacher = teacher or Teacher(size, layers, device, dtype)
-    before = memory_mb(cuda, reset=True)
-    seconds = []
-    for _ in range(FORWARDS + 1):
-        out = kept = None
-        start = clock(cuda)
-        out, kept = teacher.forward(way)
-        seconds.append(clock(cuda) - start)
-    return {
-        "seconds": min(seconds[1:]), "mb": memory_mb(cuda) - before,
-        "sums": [round(float(x.double().sum()), 3) for x in kept], "out": round(float(out.double().abs().sum()), 3),
-    }
+    return cuda
 
 
 def clock(cuda: bool) -> float:
@@ -194,23 +219,12 @@ def memory_mb(cuda: bool, reset: bool = False) -> float:
     return torch.cuda.max_memory_allocated() / 2**20
 
 
-def turns(ways: list[str], size: Size, layers: int, device: str, dtype: torch.dtype) -> dict[str, list[dict]]:
-    """Every way's measurements; a way that does not fit into a GPU's memory has none."""
-    found: dict[str, list[dict]] = {way: [] for way in ways}
-    cuda = torch.device(device).type == "cuda"
-    teacher = Teacher(size, layers, device, dtype) if cuda else None
-    for _ in range(TURNS):
-        for way in ways:
-            if not cuda:
-                # a process each, so that no way inherits another's memory; a fork spares the imports
-                with get_context("fork" if sys.platform == "linux" else "spawn").Pool(1) as pool:
-                    found[way].append(pool.apply(measure, (way, size, layers, device, dtype)))
-                continue
-            try:
-                found[way].append(measure(way, size, layers, device, dtype, teacher))
-            except torch.cuda.OutOfMemoryError:
-                print(f"{way}: does not fit")
-    return found
+def alone(function: Callable, *given: Any, cuda: bool) -> Any:
+    """In a process of its own, so that no way inherits another's memory; a GPU's is counted without."""
+    if cuda:
+        return function(*given)
+    with get_context("fork" if sys.platform == "linux" else "spawn").Pool(1) as pool:  # a fork spares the imports
+        return pool.apply(function, given)
 
 
 def main() -> None:
@@ -220,6 +234,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--turns", type=int, default=TURNS)
     given = parser.parse_args()
     size = SIZES[given.size]
     layers = given.layers or size.layers
@@ -227,21 +242,21 @@ def main() -> None:
     cuda = torch.device(given.device).type == "cuda"
     host = torch.cuda.get_device_name(given.device) if cuda else f"{os.cpu_count()} cores, 1 thread"
     machine = f"{host}, torch {torch.__version__}"
-    found = {way: all_of for way, all_of in turns(ways, size, layers, given.device, getattr(torch, given.dtype)).items()
-             if all_of}
-    median = {way: {unit: statistics.median(one[unit] for one in all_of) for unit in ("seconds", "mb")}
-              for way, all_of in found.items()}
+    common = (size, layers, given.device, getattr(torch, given.dtype))
+    seconds = alone(measure_seconds, ways, *common, given.turns, cuda=cuda)
+    memory = {way: alone(measure_memory, way, *common, cuda=cuda) for way in seconds}
+    median = {way: {"seconds": statistics.median(all_of), "mb": memory[way][0]} for way, all_of in seconds.items()}
     label = f"{size.vision} + {size.text} tokens, {size.heads} heads, {layers} layers, {given.dtype}"
     print(f"{label}; {size.kept_rows} sampled rows")
-    for way, all_of in found.items():
-        ratios = sorted(one["seconds"] / other["seconds"] for one, other in zip(all_of, found["plain"], strict=True))
-        print(f"  {way:8s} {median[way]['seconds']:.3f} s a forward, × plain {ratios[len(ratios) // 2]:.3f} "
-              f"({ratios[0]:.3f} to {ratios[-1]:.3f}); peak + {median[way]['mb']:.0f} MB, beyond plain "
-              f"{median[way]['mb'] - median['plain']['mb']:.0f}; kept sums {all_of[0]['sums']}, "
-              f"|output| {all_of[0]['out']}")
+    for way, all_of in seconds.items():
+        ratios = sorted(one / other for one, other in zip(all_of, seconds["plain"], strict=True))
+        print(f"  {way:8s} {median[way]['seconds']:.3f} s a forward, × plain {statistics.median(ratios):.3f} "
+              f"({ratios[0]:.3f} to {ratios[-1]:.3f}; of the quickest {min(all_of) / min(seconds['plain']):.3f}); "
+              f"peak + {median[way]['mb']:.0f} MB, beyond plain {median[way]['mb'] - median['plain']['mb']:.0f}; "
+              f"{memory[way][1]}")
     lines = [(way, "plain", {unit: (median[way][unit], median["plain"][unit]) for unit in ("seconds", "mb")})
-             for way in found if way != "plain"]
-    if "naive" in found and "harvest" in found:
+             for way in seconds if way != "plain"]
+    if "naive" in seconds and "harvest" in seconds:
         for unit in ("seconds", "mb"):
             ours, naive = (median[way][unit] - median["plain"][unit] for way in ("harvest", "naive"))
             lines.append(("harvest's own", "naive's own", {unit: (ours, naive)}))
@@ -250,7 +265,7 @@ def main() -> None:
             line = json.dumps({
                 "name": f"{name} against {other}, {label}", "ours": round(ours, 4), "other": round(theirs, 4),
                 "ratio": round(ours / theirs, 3) if theirs else None, "unit": "s" if unit == "seconds" else "MB",
-                "n": TURNS, "machine": machine,
+                "n": given.turns, "machine": machine,
             })
             print(line)
             with OUT.open("a", encoding="utf-8") as file:
