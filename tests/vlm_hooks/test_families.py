@@ -279,7 +279,7 @@ def test_captured_rows_equal_the_dense_softmax_and_change_no_bit(name, side):
 @families
 def test_probabilities_times_values_are_the_modules_output(name):
     student = shared(name)
-    inputs, _ = batch(name)
+    inputs, _ = batch(name, side="left")
     size, length = inputs["input_ids"].shape
     every = [torch.arange(length)] * size
     request = CaptureRequest.from_positions(every, every, keep_layers=True)
@@ -299,6 +299,8 @@ def test_probabilities_times_values_are_the_modules_output(name):
         values = seen[index, "v"].unflatten(-1, (2, -1)).transpose(1, 2).repeat_interleave(2, dim=1)
         output = (request.layer_rows[index] @ values).transpose(1, 2).flatten(2)
         torch.testing.assert_close(output[real], seen[index][real], atol=1e-5, rtol=1e-5)
+        sums = request.layer_rows[index].sum(dim=-1).transpose(1, 2)[real]
+        torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
 @families
