@@ -104,7 +104,7 @@ class TrainingClips(Dataset):
             return
         student = self._student
         frames, height, width, _ = clip.frames.shape
-        visual = student.num_video_tokens(frames, height, width, clip.times)
+        visual = student.clip_tokens(clip)
         text = len(student.tokenizer(self._prompts[sample.id].text + sample.answer + student.end_token)["input_ids"])
         length = text - 1 + visual  # the one placeholder becomes the visual tokens
         if length > student.max_length:

@@ -118,6 +118,10 @@ class TrainSettings:
         if self.resume in ("True", "False"):  # as YAML's true and false arrive
             raise ValueError(f"resume is {AUTO}, {NEVER} or a path, not {self.resume.lower()}")
 
+    def rate(self, part: str) -> float:
+        """Peak learning rate of a part of the student."""
+        return getattr(self, f"learning_rate_{part}")
+
     @property
     def sharded(self) -> bool:
         """Whether a process holds only a part of the weights, or of what the optimizer keeps."""

@@ -33,7 +33,7 @@ from enhancer.losses import answer_loss
 from enhancer.muon import MuonAdamW, is_hidden_matrix
 from enhancer.step_log import StepLog
 from enhancer.tracking import close_tracker, tracker_callbacks
-from enhancer.train_settings import PARTS, TrainSettings
+from enhancer.train_settings import TrainSettings
 from enhancer.trainer_arguments import training_arguments
 from vdm_priors.errors import UserError
 from vlm_hooks.alignment import align_batch
@@ -141,7 +141,7 @@ class AlignedTrainer(Trainer):
     # -- parameters -------------------------------------------------------------------
 
     def _rates(self) -> dict[str, float]:
-        return {part: getattr(self.settings, f"learning_rate_{part}") for part in PARTS}
+        return {part: self.settings.rate(part) for part in self.student.parts()}
 
     def _freeze(self) -> None:
         rates, lora = self._rates(), self.settings.lora
@@ -154,7 +154,7 @@ class AlignedTrainer(Trainer):
                 parameter.requires_grad_(rates[part] > 0 and (is_adapter(name) or not adapters_alone))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one learning rate a part, and no decay of norms and biases (their one dimension tells them)."""
+        """One learning rate a part, and no decay of norms and biases (their one dimension tells them)."""
         if self.optimizer is None:
             muon = self.settings.optimizer == "muon"
             groups: dict[tuple, dict] = {}
@@ -298,8 +298,8 @@ class AlignedTrainer(Trainer):
             os.replace(partial, checkpoint / MARKER)
 
     def _save(self, output_dir=None, state_dict=None):
-        """A checkpoint's weights; with adapters, only what is trained."""
-        if self.settings.lora is None:
+        """A checkpoint's weights; with adapters, low-rank or a codec's, only what is trained."""
+        if self.settings.lora is None and isinstance(self.student.model, PreTrainedModel):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             os.makedirs(output_dir, exist_ok=True)

@@ -9,7 +9,7 @@ Legend: B samples, N frames, S sequence positions, F×H×W visual tokens of a vi
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from vdm_priors.errors import ModelError, SampleError
 from vdm_priors.grid import TokenGrid
 from vlm_hooks.encoding import Encoding, Prompt, answer_labels, original_offsets
+from vlm_hooks.streams import FrameStream
 from vlm_hooks.videos import Video, chosen_video, seconds_per_frame, token_spans
 
 PARTS = ("vision", "merger", "llm")
@@ -32,7 +33,7 @@ _PLACEHOLDER = "\ue000question\ue001"
 
 
 @dataclass
-class Student(ABC):
+class Student(FrameStream):
     """A model with its processor; `folder` is where it was loaded from. Families derive from it.
 
     A clip has frames (uint8 [N, H, W, 3]), times (N rising seconds), duration (seconds of the whole video) and box
@@ -60,6 +61,11 @@ class Student(ABC):
         Visual tokens, and what the processor writes between them. Where that depends on the frames' `times`
         (seconds), it is the most for a video of up to 999 s without them.
         """
+
+    def clip_tokens(self, clip: Any) -> int:
+        """Tokens that a clip takes in the sequence, as `num_video_tokens` counts them."""
+        frames, height, width, _ = clip.frames.shape
+        return self.num_video_tokens(frames, height, width, clip.times)
 
     def frames_per_token(self) -> int:
         """How many frames one visual token joins."""

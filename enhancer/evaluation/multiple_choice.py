@@ -81,7 +81,8 @@ def _answer(student, samples, sampling, cache, batch_size, protocol) -> list[dic
             rows[n] = _row(sample, None, str(error))
             continue
         # equal lengths need no padding, which continuing from keys and values does not bear
-        groups[question.prompt_length, question.clip.frames.shape, len(question.options)].append((n, question))
+        shape = question.clip.frames.shape, student.clip_tokens(question.clip)  # adapters' tokens depend on more than frames
+        groups[question.prompt_length, shape, len(question.options)].append((n, question))
     for group in groups.values():
         for chunk in _chunks(group, batch_size):
             questions = [question for _, question in chunk]
