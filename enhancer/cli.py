@@ -1,7 +1,7 @@
 """The command line: `enhancer --help`.
 
-Exit status: 0 done, 1 the job could not do its work, 2 the command or the recipe is wrong,
-130 interrupted (the same command continues).
+Exit status: 0 done, 1 the job could not do its work, 2 the command or the recipe is wrong, 3 a score is
+incomplete, 130 interrupted (the same command continues).
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def _run(name: str, overrides: list[str] | None, fresh: bool, quiet: bool, until
     loaded = load_recipe(name, overrides or [])
     console = Console(quiet)
     stops = {} if until is None else {"until": until}
-    if not isinstance(loaded.recipe, EnhanceRecipe) and Process.this().count > 1:
-        raise RecipeError(f"{loaded.path}: only recipes of the job 'enhance' work in several processes; start this one without "
-                          f"a launcher.")
+    if loaded.recipe.job not in ("enhance", "compare") and Process.this().count > 1:
+        raise RecipeError(f"{loaded.path}: only recipes of the jobs 'enhance' and 'compare' work in several processes; "
+                          f"start this one without a launcher.")
     if stops and not isinstance(loaded.recipe, EnhanceRecipe):
         raise RecipeError(f"{loaded.path}: only recipes of the job 'enhance' can stop at '{until}'; use `enhancer run`.")
     try:
@@ -260,52 +260,88 @@ def extract(
 @guarded
 def evaluate(
     model: Annotated[str, typer.Option(help="Student: a model folder, hub name, or `world`.")],
-    data: Annotated[Path, typer.Option(help="Multiple-choice questions (.json or .jsonl).")],
+    data: Annotated[Path, typer.Option(help="Questions (.json or .jsonl): a benchmark's, or in a form of training data.")],
     root: Annotated[Optional[Path], typer.Option(help="Folder of the videos; default: where --data is.")] = None,
-    protocol: Annotated[str, typer.Option(help="option_text or letter.")] = "option_text",
+    benchmark: Annotated[str, typer.Option(help="motionbench, favor, ema_motionbench, videomme or motionvid_qa; auto "
+                                                "tells it by the rows.")] = "auto",
+    protocol: Annotated[str, typer.Option(help="option_text or letter (likelihoods), or generate.")] = "option_text",
     frames: Annotated[int, typer.Option(help="Frames a clip.", min=1)] = 8,
     fps: Annotated[Optional[float], typer.Option(help="Frames a second, at most --frames of them.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked together.", min=1)] = 32,
+    new_tokens: Annotated[int, typer.Option(help="With generate: most tokens of an answer.", min=1)] = 64,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    timeout: Annotated[float, typer.Option(help="Seconds that decoding a clip may take.", min=0.1)] = 60.0,
     limit: Annotated[Optional[int], typer.Option(help="Only the first questions.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for answers.jsonl and scores.json.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for answers, scores and protocol; the same command "
+                                                     "continues in it.")] = None,
+    submission: Annotated[Optional[Path], typer.Option(help="File of answers as the benchmark takes them.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask everything again.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask a model multiple-choice questions about videos.
+    """Ask a model multiple-choice questions about videos, and keep how. Exit status 3: the score is incomplete.
 
     enhancer evaluate --model runs/quickstart/arms/vdm/seed0/model --data worlds/mine/test.json
-    """
-    from enhancer.commands.models import evaluate_model
 
-    evaluate_model(model, data, root, protocol, frames, fps, batch_size, limit, threads, out, Console(quiet))
+    enhancer evaluate --model MODEL --data MotionBench/video_info.meta.jsonl --protocol generate --fps 1 --frames 64
+
+    torchrun --nproc-per-node 8 -m enhancer evaluate --model MODEL --data FILE --out scores/mine
+    """
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"--dtype must be float32, bfloat16 or float16, not {dtype!r}")
+    from enhancer.commands.evaluate import Asking, evaluate_model
+
+    summary = evaluate_model(Asking(model, data, root, benchmark, protocol, frames, fps, batch_size, new_tokens, dtype,
+                                    timeout, limit, threads, out, submission, fresh), Console(quiet))
+    if not summary["complete"]:
+        raise typer.Exit(3)
 
 
 @app.command()
 @guarded
 def compare(
-    recipe: RecipeName, overrides: Overrides = None,
-    priors_only: Annotated[bool, typer.Option("--priors-only", help="Compare the motion sources; nothing is trained.")] = False,
-    sources: Annotated[Optional[str], typer.Option(help="Motion sources, commas between; default: all that the data allow.")] = None,
-    split: Annotated[str, typer.Option(help="Clips of `test` or `train`.")] = "test",
-    clips: Annotated[Optional[int], typer.Option(help="Only the first clips.", min=1)] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of tables and picture; default: <run folder>/compare.")] = None,
+    arguments: Annotated[list[str], typer.Argument(metavar="RECIPE... KEY=VALUE...", show_default=False,
+                                                   help="Recipes of matrices, and keys to change in all of them.")],
+    priors_only: Annotated[bool, typer.Option("--priors-only", help="Compare the motion sources of one recipe; "
+                                                                    "nothing is trained.")] = False,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Write table and page from what is there.")] = False,
+    sources: Annotated[Optional[str], typer.Option(help="With --priors-only: motion sources, commas between; default: "
+                                                        "all that the data allow.")] = None,
+    split: Annotated[str, typer.Option(help="With --priors-only: clips of `test` or `train`.")] = "test",
+    clips: Annotated[Optional[int], typer.Option(help="With --priors-only: only the first clips.", min=1)] = None,
+    out: Annotated[Optional[Path], typer.Option(help="With --priors-only: folder of tables and picture; default: "
+                                                     "<run folder>/compare.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train the matrix's students anew.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare motion sources on the same clips and texts: with the ground truth of a world, and with each other.
+    """Run matrices of students to one table with paired tests; or compare motion sources alone.
 
-    shuffled and uniform spoil the first source named; an ensemble has all named ones but the oracle as members.
+    What is finished is kept, and shared by all matrices of one pool: the same command continues.
 
-    enhancer compare quickstart --priors-only --clips 60
+    enhancer compare compare/sources
+
+    enhancer compare recipes/compare/*.yaml seeds=[0,1] parallel=2
+
+    enhancer compare quickstart --priors-only --clips 60          (shuffled and uniform spoil the first source named; an
+    ensemble has all named ones but the oracle as members)
 
     enhancer compare mine.yaml --priors-only --sources codec,flow --split train
     """
+    names, overrides = [a for a in arguments if "=" not in a], [a for a in arguments if "=" in a]
+    if not names:
+        raise typer.BadParameter("give a RECIPE: `enhancer ls compare` lists the matrices")
     if not priors_only:
-        raise typer.BadParameter("give --priors-only: whole runs are compared by the arms of one recipe, with `enhancer run`")
+        from enhancer.commands.experiment import compare_matrices
+
+        compare_matrices(names, overrides, fresh, report_only, Console(quiet))
+        return
+    if len(names) > 1:
+        raise typer.BadParameter("--priors-only takes one RECIPE")
     if split not in ("test", "train"):
         raise typer.BadParameter(f"--split must be test or train, not {split!r}")
     from enhancer.commands.compare import compare_priors
 
-    compare_priors(recipe, overrides or [], sources, split, clips, out, Console(quiet))
+    compare_priors(names[0], overrides, sources, split, clips, out, Console(quiet))
 
 
 @app.command("inspect")

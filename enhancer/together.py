@@ -53,6 +53,17 @@ class Together:
         except RuntimeError as error:
             raise UserError("process 0 has ended, and said why.") from error
 
+    def wait(self) -> None:
+        """Returns when all processes have come here. UserError where one is gone."""
+        if self._group is None:
+            return
+        import torch.distributed as dist
+
+        try:
+            dist.barrier(group=self._group)
+        except RuntimeError as error:
+            raise UserError("another process has ended, and said why.") from error
+
     def _send(self, number: int) -> int:
         import torch
         import torch.distributed as dist

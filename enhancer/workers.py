@@ -14,13 +14,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from enhancer.console import Bar, Console
 from enhancer.runfolder import peak_memory_mb
+from vdm_priors.errors import UserError
 
 EVENT_EVERY = 0.5  # seconds between progress lines of one worker
 LOG_TAIL = 2000  # characters of a failed worker's log that are shown
@@ -81,6 +83,23 @@ class _SentBar(Bar):
         if time.monotonic() - self._sent > EVENT_EVERY or done == self.total:
             self._sent = time.monotonic()
             self._console.send(bar=self.title, done=done, total=self.total, unit=self.unit)
+
+
+def serve(work: Callable[[Console], None]) -> int:
+    """Does a worker's work, and tells the parent how it ended; returns the exit status."""
+    console = WorkerConsole()
+    try:
+        work(console)
+        console.send(peak_mb=peak_memory_mb())
+        return 0
+    except BrokenPipeError:  # the parent is gone
+        os._exit(1)
+    except UserError as error:
+        console.send(error=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        console.send(error=f"{type(error).__name__}: {error} (traceback in its log.txt)")
+    return 1
 
 
 # ---- in the parent -------------------------------------------------------------------------------

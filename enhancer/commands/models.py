@@ -1,4 +1,4 @@
-"""`enhancer evaluate` and `enhancer export`: what is done with a student's folder."""
+"""`enhancer export`: a student's folder made a checkpoint of its own."""
 
 from __future__ import annotations
 
@@ -7,71 +7,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import rich.table
-from rich.markup import escape
 
 from enhancer.console import Console
-from enhancer.data.samples import load_samples
 from enhancer.model_card import NAME as CARD
 from enhancer.model_card import model_card
-from enhancer.runfolder import RunFolder, readable_write_errors, writable_folder, write_json, write_lines
-from enhancer.shipped import quiet_libraries, student_path, torch_device
-from enhancer.table import percent
-from enhancer.video.clip import Clip, FrameCache, Sampling
+from enhancer.runfolder import RunFolder, readable_write_errors
+from enhancer.shipped import quiet_libraries
+from enhancer.video.clip import Clip
 from vdm_priors.errors import ModelError, UserError
-
-
-def evaluate_model(model: str, data: Path, root: Path | None, protocol: str, frames: int, fps: float | None,
-                   batch_size: int, limit: int | None, threads: int, out: Path | None, console: Console) -> dict:
-    """Asks the questions, prints accuracy per type with Wilson intervals, and returns the summary."""
-    samples, problems = load_samples(data, root)
-    asked = [sample for sample in samples if sample.options][:limit]
-    for problem in problems:
-        console.warn(f"{problem.id}: {problem.reason}")
-    if len(asked) < len(samples) and limit is None:
-        console.warn(f"{len(samples) - len(asked)} samples have no options and are not asked")
-    if not asked:
-        raise UserError(f"{data}: no multiple-choice question in it; give rows with `options`.")
-    if out is not None:
-        writable_folder(out)  # told now, and not after the questions
-
-    import torch
-
-    from enhancer.evaluation.multiple_choice import evaluate
-    from enhancer.evaluation.scores import summarise
-    from vlm_hooks.families import load_student
-
-    torch.set_num_threads(threads)
-    quiet_libraries()
-    student = load_student(student_path(model), device=torch_device("auto"))
-    with console.bar("evaluate", len(asked), "question") as bar:
-        rows = evaluate(student, asked, sampling=Sampling(frames=frames, fps=fps), frame_cache=FrameCache(),
-                        batch_size=batch_size, protocol=protocol, progress=bar)
-    summary = summarise(rows)
-    if out is not None:
-        write_lines(out / "answers.jsonl", rows)
-        write_json(out / "scores.json", summary)
-    _print_summary(summary, console)
-    if summary["overall"]["n"] == 0:
-        why = f"; the first: {summary['errors'][0]['reason']}" if summary["errors"] else ": their answers are hidden."
-        raise UserError(f"None of {len(asked)} questions could be scored{why}")
-    return summary
-
-
-def _print_summary(summary: dict, console: Console) -> None:
-    table = rich.table.Table("type", "questions", "right", "accuracy [95%]", box=None, padding=(0, 2, 0, 0),
-                             header_style="bold")
-    for name, counted in [*summary["types"].items(), ("Overall", summary["overall"])]:
-        accuracy = "–" if counted["accuracy"] is None else \
-            f"{percent(counted['accuracy'])} [{percent(counted['low'])}, {percent(counted['high'])}]"
-        table.add_row(escape(name or "(no type)"), str(counted["n"]), str(counted["correct"]), escape(accuracy))
-    console.print(table)
-    if summary["average"] is not None:
-        console.print(f"Average over types: {percent(summary['average'])}", markup=False)
-    if summary["not_scored"]:
-        console.warn(f"{summary['not_scored']} answers are hidden and not scored")
-    for error in summary["errors"]:
-        console.warn(f"{error['id']} could not be asked: {error['reason']}")
 
 
 def export_model(run_folder: Path, to: Path, arm: str, seed: int | None, console: Console) -> Path:

@@ -6,6 +6,9 @@
   motionbench    {"key","question_type","video_path","qa":[{"uid","question","answer"}]}, options as lines "A. …"
   favor          {"video_name","questions":[{"question","options","correct_answer","task_type"}]} (FAVOR-Bench)
   captions       {"video_path","motion_caption"} (MotionBench-train)
+  videomme       {"videoID","question_id","task_type","question","options":["A. …"],"answer"}, or its official template,
+                 {"video_id","questions":[{"question_id","task_type","question","options","answer"}]} (Video-MME)
+  plain          {"video","question","answer","options","question_type"}, a question a row; its type may also be "type"
 
 Rows of the first two may carry "options" and "question_type". Every row may say "video_start" and "video_end"
 (seconds); the first two's video may be a list of pictures, with "fps". Several questions give several samples.
@@ -196,6 +199,56 @@ def _favor(row_id: str, row: dict) -> list[tuple[str, Build]]:
     return [(sample_id, builder(sample_id, asked)) for sample_id, asked in zip(ids, questions, strict=True)]
 
 
+def _videomme(row_id: str, row: dict) -> list[tuple[str, Build]]:
+    nested = "questions" in row
+    questions = _listed(row, "questions") if nested else [row]
+    names = [row[key] for key in ("videoID", "video_id") if isinstance(row.get(key), str) and row[key]]
+    meta = _without(row, "questions", "question", "options", "answer", "task_type")
+
+    def builder(sample_id: str, asked: dict) -> Build:
+        def build(root: Path) -> Sample:
+            if not asked.get("options"):
+                raise SampleError('the question has no "options"')
+            return make_sample(sample_id, _first_video(names, row, root), str(asked.get("question", "")),
+                               asked.get("answer", ""), _unlettered(asked["options"]), asked.get("task_type"), meta)
+
+        return build
+
+    ids = [str(asked.get("question_id") or (f"{row_id}#{n + 1}" if nested else row_id)) for n, asked in enumerate(questions)]
+    return [(sample_id, builder(sample_id, asked)) for sample_id, asked in zip(ids, questions, strict=True)]
+
+
+def _first_video(names: list[str], row: dict, root: Path) -> Any:
+    """The file of the first name that is there, with .mp4; SampleError where none is."""
+    if not names:
+        raise SampleError('names no video (key "videoID" or "video_id")')
+    *others, last = names
+    for name in others:
+        try:
+            return find_video(f"{name}.mp4", row, root, (*_FOLDERS, "data"))
+        except SampleError:
+            continue
+    return find_video(f"{last}.mp4", row, root, (*_FOLDERS, "data"))
+
+
+def _unlettered(options: Any) -> Any:
+    """Options without the letters "A. " before them, if all of them have theirs."""
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        return options
+    _, found = split_options("\n".join(option.replace("\n", " ") for option in options))
+    return found if len(found) == len(options) else options
+
+
+def _plain(row_id: str, row: dict) -> list[tuple[str, Build]]:
+    def build(root: Path) -> Sample:
+        kind = next((row[key] for key in ("question_type", "type", "category") if row.get(key)), "")
+        question = str(row.get("question", "")).replace(VIDEO_MARKER, "")
+        return make_sample(row_id, find_video(_named(row, "video"), row, root, _FOLDERS), question, row.get("answer", ""),
+                           _unlettered(row.get("options")), kind, _without(row, "video", "question", "answer", "options"))
+
+    return [(row_id, build)]
+
+
 def _captions(row_id: str, row: dict) -> list[tuple[str, Build]]:
     def build(root: Path) -> Sample:
         caption = row.get("motion_caption")
@@ -225,6 +278,8 @@ FORMS = {
     "conversations": Format("conversations", _conversations),
     "messages": Format("messages", _messages),
     "motionbench": Format("qa", _motionbench),
+    "videomme": Format("video_id", _videomme),
     "favor": Format("questions", _favor),
     "captions": Format("motion_caption", _captions),
+    "plain": Format("question", _plain),
 }

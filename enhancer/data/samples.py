@@ -36,8 +36,8 @@ def load_samples(
     samples: list[Sample] = []
     problems: list[Problem] = []
     seen: set[str] = set()
-    for place, row in _rows(path, problems):
-        row_id = next((str(row[key]) for key in ("id", "key") if row.get(key) not in (None, "")), place)
+    for place, row in read_rows(path, problems):
+        row_id = name_of(row, place)
         for sample_id, build in questions_of(row_id, row, format):
             if sample_id in seen:
                 reason = f"{place}: the id was used before; give every question its own id"
@@ -60,7 +60,12 @@ def load_samples(
     return samples, problems
 
 
-def _rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict]]:
+def name_of(row: dict, place: str) -> str:
+    """What a row is called: its id or key, or else its place in the file."""
+    return next((str(row[key]) for key in ("id", "key") if row.get(key) not in (None, "")), place)
+
+
+def read_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict]]:
     """("row n" or "line n", row) of all rows that are objects; the others become problems."""
     try:
         text = path.read_text(encoding="utf-8-sig")

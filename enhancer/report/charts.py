@@ -39,10 +39,10 @@ class Curve:
 
 
 def interval_chart(
-    bars: Sequence[Bar], *, title: str, unit: str, reference: tuple[str, float] | None = None
+    bars: Sequence[Bar], *, title: str, unit: str, reference: tuple[str, float] | None = None, names: int = 104
 ) -> Markup:
-    """Points with their intervals on one horizontal axis, and a dashed reference line."""
-    row, left = 32, 104
+    """Points with their intervals on one horizontal axis, and a dashed reference line; names: width kept for the bars' names."""
+    row, left = 32, names
     height = TOP + 14 + row * len(bars) + BOTTOM
     values = [x for bar in bars for x in (bar.low, bar.high, *bar.dots)]
     if reference is not None:

@@ -206,8 +206,8 @@ def test_evaluate_lists_what_cannot_be_asked_and_fails_where_nothing_can(finishe
     data = finished[0].parents[1] / "data"
     command = ["evaluate", "--model", student_folder(), "--frames", 4, "--data"]
     code, out, _ = call(*command, data / "test.json")
-    assert code == 0 and "Overall 2 " in out
-    assert "test-cut could not be asked: " in out and "test-letter: row 4: " in out
+    assert code == 3 and "Overall 2 " in out and "The score is incomplete" in out
+    assert "test-cut could not be asked: " in out and "test-letter could not be asked: row 4: " in out
     (data / "bad.json").write_text(json.dumps([talk("one", "videos/sound.mp4"), talk("two", "videos/empty.mp4")]))
     code, _, stderr = call(*command, data / "bad.json")
     assert code == 1
