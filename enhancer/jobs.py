@@ -17,7 +17,7 @@ from enhancer.recipe import build, nearest_name
 from enhancer.recipe_files import find_recipe, read_raw
 from vdm_priors.errors import RecipeError
 
-JOB_MODULES = ("enhancer.pipeline", "enhancer.world.jobs", "enhancer.experiment.jobs", "enhancer.experiment.jobs", "enhancer.adapters.job", "enhancer.adapters.probe")
+JOB_MODULES = ("enhancer.pipeline", "enhancer.world.jobs", "enhancer.experiment.jobs", "enhancer.adapters.job", "enhancer.adapters.probe")
 DEFAULT_JOB = "enhance"
 
 
