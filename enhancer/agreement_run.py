@@ -23,6 +23,7 @@ from enhancer.extraction import needed_sources, source_contexts
 from enhancer.recipe_schema import OWN_SOURCES, WRAPPING, ArmSettings, EnhanceRecipe
 from enhancer.sources import FillReport, SourceContext, SourceSpec, build_spec, fill_store, shared_text
 from enhancer.video.clip import FrameCache
+from enhancer.video.codec.guarded import read_with_energy
 from enhancer.world.text import CAMERA
 from enhancer.world.truth import WorldTruth
 from vdm_priors.errors import RecipeError, SampleError, UserError
@@ -92,6 +93,7 @@ def measure_sources(recipe: EnhanceRecipe, samples: list[Sample], truth: WorldTr
     contexts = source_contexts(store.parent, recipe, samples, truth, console, store)
     wanted = {arm.spec().label for arm in recipe.arms}
     cases, unreadable = _cases(samples, truth, contexts[""])
+    samples = [sample for sample in samples if sample.id in cases]
     document: dict[str, Any] = {
         "format": FORMAT, "recipe": recipe.name, "clips": len(samples), "ground_truth": truth is not None,
         "unreadable": [vars(problem) for problem in unreadable], "sources": {},
@@ -179,8 +181,8 @@ def _filled(spec: SourceSpec, contexts: dict[str, SourceContext], samples: list[
             return teacher
         return run
 
-    own = {name: replace(context, frames=FrameCache(), load_teacher=timed(context.load_teacher))
-           for name, context in contexts.items()}
+    own = {name: replace(context, frames=FrameCache(), motion=read_with_energy,  # here, where its time is counted
+                         load_teacher=timed(context.load_teacher)) for name, context in contexts.items()}
     source = build_spec(spec, own)
     with console.bar(f"{spec.label} priors", len(samples), "clip") as bar:
         begun = _clocks()

@@ -532,6 +532,7 @@ def motion(
     end: Annotated[Optional[float], typer.Option(help="Seconds; default: the end.")] = None,
     references: Annotated[str, typer.Option(help="H.264: `match` finds how far away reference pictures are, `assume` takes 1.")] = "match",
     fallback: Annotated[str, typer.Option(help="Where a codec exports no vectors: `reencode`, `mestimate` or `none`.")] = "reencode",
+    timeout: Annotated[float, typer.Option(help="Seconds that reading the motion may take; 0: any.", min=0)] = 600.0,
 ) -> None:
     """Show what a compressed video says of motion: its own vectors, frame types, groups of pictures, validity.
 
@@ -539,7 +540,7 @@ def motion(
     """
     from enhancer.commands.motion import show_motion
 
-    show_motion(video, start, end, references, fallback, out or Path(f"{video.stem}.motion.png"), film, Console())
+    show_motion(video, start, end, references, fallback, out or Path(f"{video.stem}.motion.png"), film, timeout, Console())
 
 
 @app.command()

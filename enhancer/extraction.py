@@ -15,11 +15,12 @@ from typing import Any
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.processes import Process, Team
-from enhancer.recipe_schema import EnhanceRecipe, TeacherSettings
+from enhancer.recipe_schema import PLACES_ALONE, EnhanceRecipe, TeacherSettings
 from enhancer.runfolder import RunFolder, report_skipped, write_json
 from enhancer.shipped import teacher_path, torch_device
 from enhancer.sources import FillReport, SourceContext, SourceSpec, build_spec, fill_store
 from enhancer.video.clip import FrameCache
+from enhancer.video.codec.guarded import motion_reader
 from enhancer.video.guard import clip_reader
 from vdm_priors.errors import ModelError, UserError
 from vdm_priors.fingerprint import fingerprint
@@ -37,8 +38,15 @@ def needed_sources(recipe: EnhanceRecipe) -> list[SourceSpec]:
 
     for arm in recipe.arms:
         if recipe.weight(arm) > 0:
-            add(arm.spec())
+            add(_with_words(arm.spec(), recipe))
     return sorted(needed, key=lambda spec: bool(spec.of))
+
+
+def _with_words(spec: SourceSpec, recipe: EnhanceRecipe) -> SourceSpec:
+    """The spec in which every source of places alone is made from the teacher's prior, where the words are that one's."""
+    if recipe.sources.words == ["vdm"] and spec.name in PLACES_ALONE:
+        return dataclasses.replace(spec, of=(SourceSpec("vdm"),))
+    return dataclasses.replace(spec, of=tuple(_with_words(part, recipe) for part in spec.of))
 
 
 def used_teachers(recipe: EnhanceRecipe) -> dict[str, TeacherSettings]:
@@ -94,13 +102,14 @@ def source_contexts(run: Path, recipe: EnhanceRecipe, samples: list[Sample], tru
 
     used = used_teachers(recipe)
     shared = PriorStore(store or store_folder(run, recipe))
-    frames = FrameCache(read=clip_reader(recipe.data.timeout, run))
-    return {name: _source_context(recipe, teacher, name in used, samples, truth, console, shared, frames)
+    reading = {"frames": FrameCache(read=clip_reader(recipe.data.timeout, run)),
+               "motion": motion_reader(recipe.data.timeout, run)}
+    return {name: _source_context(recipe, teacher, name in used, samples, truth, console, store=shared, **reading)
             for name, teacher in {"": recipe.teacher, **used}.items()}
 
 
 def _source_context(recipe: EnhanceRecipe, teacher: TeacherSettings, used: bool, samples: list[Sample], truth: Any,
-                    console: Console, store: PriorStore, frames: FrameCache) -> SourceContext:
+                    console: Console, **shared: Any) -> SourceContext:
     import torch
 
     folder = teacher_path(teacher.model) if used else ""
@@ -113,10 +122,11 @@ def _source_context(recipe: EnhanceRecipe, teacher: TeacherSettings, used: bool,
         return load_teacher(folder, getattr(torch, teacher.dtype), device, teacher.offload)
 
     return SourceContext(
-        samples=samples, store=store, sampling=teacher.sampling.sampling(), text=teacher.text, seed=recipe.seed,
-        frames=frames, teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load,
+        **shared, samples=samples, sampling=teacher.sampling.sampling(), text=teacher.text, seed=recipe.seed,
+        teacher_fingerprint=fingerprint(folder) if folder else "", load_teacher=load,
         settings=teacher.extraction, batch_size=teacher.batch_size, size=tuple(teacher.size) if teacher.size else None,
-        fit=teacher.fit, dtype=teacher.dtype, truth=truth, camera=recipe.sources.camera)
+        fit=teacher.fit, dtype=teacher.dtype, truth=truth, camera=recipe.sources.camera,
+        words=tuple(recipe.sources.words))
 
 
 def fill_stores(run: Path, recipe: EnhanceRecipe, data: Any, console: Console,

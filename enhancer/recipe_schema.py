@@ -10,17 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from enhancer.data.samples import FORMATS
+from enhancer.parts_of_speech import PARTS
 from enhancer.recipe import option
 from enhancer.sources import SourceSpec, source_names
 from enhancer.training import TrainSettings
 from enhancer.video.clip import Sampling
 from enhancer.world import WorldSettings
+from vdm_priors.errors import RecipeError
 from vdm_priors.settings import ExtractionSettings
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 CONTROL = "none"  # the source of the λ = 0 arm: no prior, the answer loss alone
 WRAPPING = ("shuffled", "uniform")  # sources that spoil another one's priors
 OWN_SOURCES = tuple(name for name in source_names() if name not in (*WRAPPING, "ensemble"))  # made from nothing else
+PLACES_ALONE = tuple(name for name in OWN_SOURCES if name not in ("vdm", "oracle"))  # they know no words
 GATES = ("none", "agreement")
 
 
@@ -111,6 +114,16 @@ class SourcesSettings:
     camera: str = option("remove", "codec and flow: remove takes the camera's own motion away, frame by frame, where anything "
                                    "moves beside it; keep leaves it in, for questions about the camera",
                          choices=("remove", "keep"))
+    words: list[str] = option(["content"], "which words of a text share the map of a source that tells places alone (codec, "
+                                           "residual, flow, frame_difference): content is all but grammar; vdm those that the "
+                                           "teacher's prior of the clip has, which is made first; or parts of speech, by a "
+                                           "list for English: noun, verb, adjective, adverb, number",
+                              choices=("content", "vdm", *PARTS))
+
+    def __post_init__(self) -> None:
+        rules = {"content", "vdm"} & set(self.words)
+        if not self.words or len(set(self.words)) < len(self.words) or rules and len(self.words) > 1:
+            raise RecipeError(f"words must be [content], [vdm], or one or more different parts of speech, not {self.words}")
 
 
 @dataclass

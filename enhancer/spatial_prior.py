@@ -1,8 +1,9 @@
 """Priors of sources that know places and no words: codec, residual, optical flow, frame difference.
 
-All motion words share one map. Motion words are the text's content words, a rule that needs no other source. A cell
-that the source knows nothing of holds no mass; the prior's grid is valid where at least half of a cell is known, and
-the words' weight is the known share of the clip.
+All motion words share one map. Which words those are is a rule of the recipe (sources.words), the same for every such
+source: the content words, those of chosen parts of speech, or the words that the teacher's prior of the sample has. A
+cell that the source knows nothing of holds no mass; the prior's grid is valid where at least half of a cell is known,
+and the words' weight is the known share of the clip.
 """
 
 from __future__ import annotations
@@ -16,18 +17,20 @@ import numpy as np
 import torch
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import SourceContext, shared_text
+from enhancer.parts_of_speech import RULE, parts_of_speech
+from enhancer.sources import SourceContext, one_by_one, shared_text
 from enhancer.video.camera import camera_motion
 from enhancer.video.clip import Clip
 from enhancer.video.footage import video_digest
-from vdm_priors.errors import SampleError, UserError
+from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid, covered_share, frame_spans, regrid
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import content_key
-from vdm_priors.words import is_content_word, split_words
+from vdm_priors.words import Word, is_content_word, split_words
 
 ROWS = 16  # rows of the prior's grid; columns follow the frame's shape
 KNOWN = 0.5  # of a cell, at least
+CONTENT, OF_TEACHER = ("content",), ("vdm",)  # rules of which words count
 
 
 @dataclass
@@ -59,7 +62,7 @@ class SpatialSource:
         self._rule, self._context, self._measure = rule, context, measure
 
     def key(self, sample: Sample) -> str:
-        """Hash of the video's content, its sampling and the text."""
+        """Hash of the video's content, its sampling, the text, and the rule by which its words are chosen."""
         return content_key(
             source=self.name,
             rule=self._rule,
@@ -68,22 +71,17 @@ class SpatialSource:
             sampling=dataclasses.asdict(self._context.sampling),
             text=shared_text(sample, self._context.text),
             **self._settings,
+            **_words_key(sample, self._context),
         )
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
-        """One prior a sample; a clip in which nothing is seen to move, or a text without content words, gives a
+        """One prior a sample; a clip in which nothing is seen to move, or a text without motion words, gives a
         Problem."""
-        for sample in samples:
-            try:
-                yield sample, self._prior(sample)
-            except UserError as error:
-                yield sample, Problem(sample.id, str(error))
+        yield from one_by_one(samples, self._prior)
 
     def _prior(self, sample: Sample) -> MotionPrior:
         text = shared_text(sample, self._context.text)
-        words = [word for word in split_words(text) if is_content_word(word)]
-        if not words:
-            raise SampleError("its text has no content word that motion could belong to")
+        words = motion_words(sample, self._context)
         clip = self._context.frames.get(sample.video, self._context.sampling)
         found = self._measure(sample, clip)
         height, width = clip.frames.shape[1:3]
@@ -105,12 +103,43 @@ class SpatialSource:
             provenance={
                 "source": self.name,
                 "known": known,
+                "words": list(self._context.words),
                 **self._settings,
                 "seconds": [float(t) for t in clip.seconds],
                 "notes": [*clip.notes, *(note for note in found.notes if note not in clip.notes)],
                 **found.facts,
             },
         )
+
+
+def motion_words(sample: Sample, context: SourceContext) -> list[Word]:
+    """The words that share the map, by the rule `context.words`: ("content",), ("vdm",) or some of PARTS.
+
+    Raises SampleError where there is none.
+    """
+    if context.words == OF_TEACHER:
+        key = context.base.key(sample)
+        if key not in context.store:
+            raise SampleError("the teacher has no prior of it to take the words from")
+        return context.store.get(key).words
+    words = split_words(shared_text(sample, context.text))
+    if context.words == CONTENT:
+        chosen = [word for word in words if is_content_word(word)]
+    else:
+        chosen = [word for word, part in zip(words, parts_of_speech(words), strict=True) if part in context.words]
+    if not chosen:
+        kinds = "content word" if context.words == CONTENT else " or ".join(context.words)
+        raise SampleError(f"its text has no {kinds} that motion could belong to")
+    return chosen
+
+
+def _words_key(sample: Sample, context: SourceContext) -> dict[str, Any]:
+    """What the store key says of the words: nothing for the content words, the default."""
+    if context.words == CONTENT:
+        return {}
+    if context.words == OF_TEACHER:
+        return {"words_of": context.base.key(sample)}
+    return {"words": sorted(context.words), "words_rule": RULE}
 
 
 def camera_settings(context: SourceContext) -> dict[str, Any]:

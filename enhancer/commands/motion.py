@@ -11,8 +11,10 @@ import rich.table
 from rich.markup import escape
 
 from enhancer.console import Console
-from enhancer.video.codec import MotionField, Origin, Validity, read_motion
-from enhancer.video.codec.overlay import write_sheet, write_video
+from enhancer.video.codec import MotionField, Origin, Validity
+from enhancer.video.codec.guarded import GuardedMotion, read_with_energy
+from enhancer.video.codec.overlay import thinned, write_sheet, write_video
+from enhancer.video.quarantine import Quarantine
 from vdm_priors.errors import UserError
 
 
@@ -24,19 +26,25 @@ def show_motion(
     fallback: str,
     picture: Path,
     video: Path | None,
+    timeout: float,
     console: Console,
 ) -> None:
-    """Prints the table; writes the picture, and the video where one is asked for."""
+    """Prints the table; writes the picture, and the video where one is asked for. timeout: seconds that reading the
+    motion may take, 0: any."""
     for target in filter(None, (picture, video)):
         if not target.absolute().parent.is_dir():
             raise UserError(f"{target}: its folder does not exist. Create it, or give another name.")
+    reader = GuardedMotion(timeout, Quarantine(), limit="--timeout") if timeout else read_with_energy
+    if timeout:
+        reader.start()
     began = time.perf_counter()
-    field = read_motion(path, start, end, references=references, fallback=fallback, qp=True)
+    field, _ = reader(path, start, end, references=references, fallback=fallback, qp=True)
     console.print(_table(field, time.perf_counter() - began))
     for note in field.notes:
         console.warn(note)
     write_sheet(field, picture)
-    console.print(f"  picture: {picture}", markup=False, soft_wrap=True)
+    sparse = thinned(field)
+    console.print(f"  picture: {picture}{f' ({sparse})' if sparse else ''}", markup=False, soft_wrap=True)
     if video:
         write_video(field, video)
         console.print(f"  video: {video}", markup=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from enhancer.data.samples import Problem, Sample
 from enhancer.processes import Process, Team
 from enhancer.video.clip import FrameCache, Sampling
+from enhancer.video.codec.guarded import Motion, read_with_energy
 from vdm_priors.errors import StoreError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import Claims, PriorStore
@@ -46,7 +47,8 @@ class MotionSource(Protocol):
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Which source, and what it is made from: `of` is the base of shuffled and uniform, the members of an ensemble.
+    """Which source, and what it is made from: `of` is the base of shuffled and uniform, the members of an ensemble, and
+    what a source of places alone takes its words from.
 
     teacher: the vdm source's, by its name among the recipe's `teachers`; "" is the recipe's `teacher`. gate: the
     ensemble's.
@@ -72,9 +74,10 @@ class SourceSpec:
 class SourceContext:
     """What sources are built from. `load_teacher` is called only when a prior must be made.
 
-    samples: all samples of the job (shuffled exchanges among them); truth: the world's ground
-    truth or None; base: the source that shuffled and uniform wrap; members, gate: of an ensemble
-    (by label); settings: of the extraction; camera: remove or keep its motion (codec and flow).
+    samples: all samples of the job (shuffled exchanges among them); truth: the world's ground truth or None; base: the
+    source that shuffled and uniform wrap, or whose words are taken; members, gate: of an ensemble (by label); settings:
+    of the extraction; camera: remove or keep its motion (codec and flow); words: which ones share a map of places; motion:
+    reads a file's codec motion.
     """
 
     samples: list[Sample]
@@ -95,6 +98,8 @@ class SourceContext:
     members: dict[str, MotionSource] = field(default_factory=dict)
     gate: str = "none"
     camera: str = "remove"
+    words: tuple[str, ...] = ("content",)
+    motion: Callable[..., Motion] = read_with_energy
 
 
 def source_names() -> list[str]:
@@ -120,6 +125,17 @@ def shared_text(sample: Sample, mode: str) -> str:
     """The text whose words teacher and student share: mode question, answer or question_answer."""
     texts = {"question": sample.question, "answer": sample.answer, "question_answer": f"{sample.question}\n{sample.answer}"}
     return texts[mode]
+
+
+def one_by_one(samples: Iterable[Sample], make: Callable[[Sample], MotionPrior],
+               lacking: str = "") -> Iterator[tuple[Sample, MotionPrior | Problem]]:
+    """What `make` makes of each sample; a UserError becomes the sample's Problem, with `lacking` before its reason."""
+    for sample in samples:
+        try:
+            result = make(sample)
+        except UserError as error:
+            result = Problem(sample.id, f"{lacking}{error}")
+        yield sample, result
 
 
 # ---- filling a store -----------------------------------------------------------------------------

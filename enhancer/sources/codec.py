@@ -14,7 +14,7 @@ from enhancer.data.samples import Sample
 from enhancer.sources import SourceContext
 from enhancer.spatial_prior import Evidence, SpatialSource, beside_camera, camera_settings, without_grain
 from enhancer.video.clip import Clip
-from enhancer.video.codec import MotionField, read_motion
+from enhancer.video.codec import MotionField
 from enhancer.video.footage import coded_span
 
 RULE = 1
@@ -56,7 +56,7 @@ def build(context: SourceContext) -> SpatialSource:
     """Found by the file's name."""
 
     def measure(sample: Sample, clip: Clip) -> Evidence:
-        field = read_motion(*coded_span(sample.video, context.sampling.start, context.sampling.end))
+        field, _ = context.motion(*coded_span(sample.video, context.sampling.start, context.sampling.end))
         strength, moving = speeds(field, context.camera)
         return Evidence(strength, field.grid(), {**field.provenance, "of": moving}, field.notes)
 

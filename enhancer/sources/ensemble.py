@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import MotionSource, SourceContext
+from enhancer.sources import MotionSource, SourceContext, one_by_one
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.grid import regrid
 from vdm_priors.prior import MotionPrior
@@ -60,14 +60,13 @@ class EnsembleSource:
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """Needs the members' priors in the store; a sample of which none is there gives a Problem."""
-        for sample in samples:
-            try:
-                priors = {label: self._store.get(key) for label, key in self._keys(sample).items() if key is not None}
-                prior = averaged(priors, self._gate)
-                prior.provenance["lacking"] = [label for label in self._members if label not in priors]
-                yield sample, prior
-            except UserError as error:
-                yield sample, Problem(sample.id, f"no ensemble prior: {error}")
+        yield from one_by_one(samples, self._prior, "no ensemble prior: ")
+
+    def _prior(self, sample: Sample) -> MotionPrior:
+        priors = {label: self._store.get(key) for label, key in self._keys(sample).items() if key is not None}
+        prior = averaged(priors, self._gate)
+        prior.provenance["lacking"] = [label for label in self._members if label not in priors]
+        return prior
 
 
 def averaged(priors: dict[str, MotionPrior], gate: str = "none") -> MotionPrior:

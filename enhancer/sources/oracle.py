@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import SourceContext, shared_text
+from enhancer.sources import SourceContext, one_by_one, shared_text
 from enhancer.video.footage import video_digest
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.grid import TokenGrid, frame_spans
@@ -36,11 +36,7 @@ class OracleSource:
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """One prior a sample; a text no word of which has evidence gives a Problem."""
-        for sample in samples:
-            try:
-                yield sample, self._prior(sample)
-            except UserError as error:
-                yield sample, Problem(sample.id, str(error))
+        yield from one_by_one(samples, self._prior)
 
     def _prior(self, sample: Sample) -> MotionPrior:
         text = shared_text(sample, self._context.text)

@@ -10,7 +10,6 @@ from enhancer.data.samples import Sample
 from enhancer.sources import SourceContext
 from enhancer.spatial_prior import Evidence, SpatialSource
 from enhancer.video.clip import Clip
-from enhancer.video.codec import energy_map, read_motion
 from enhancer.video.footage import coded_span
 
 RULE = 1
@@ -20,7 +19,8 @@ def build(context: SourceContext) -> SpatialSource:
     """Found by the file's name."""
 
     def measure(sample: Sample, clip: Clip) -> Evidence:
-        field = read_motion(*coded_span(sample.video, context.sampling.start, context.sampling.end))
-        return Evidence(energy_map(field), field.grid(), field.provenance, field.notes)
+        span = coded_span(sample.video, context.sampling.start, context.sampling.end)
+        field, energy = context.motion(*span, energy=True)
+        return Evidence(energy, field.grid(), field.provenance, field.notes)
 
     return SpatialSource("residual", RULE, context, measure)

@@ -16,14 +16,14 @@ asked about.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import MotionSource, SourceContext
+from enhancer.sources import MotionSource, SourceContext, one_by_one
+from enhancer.video.footage import Video, files_of
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore, content_key
@@ -40,7 +40,7 @@ class ShuffledSource:
 
     def __init__(self, base: MotionSource, store: PriorStore, samples: list[Sample], seed: int) -> None:
         self._base, self._store = base, store
-        self._of: dict[str | None, dict[Path, list[Sample]]] = {ANY_TYPE: {}}  # question type -> clip -> its samples
+        self._of: dict[str | None, dict[Video, list[Sample]]] = {ANY_TYPE: {}}  # question type -> clip -> its samples
         for sample in samples:
             for kind in (ANY_TYPE, sample.question_type):
                 self._of.setdefault(kind, {}).setdefault(sample.video, []).append(sample)
@@ -75,20 +75,19 @@ class ShuffledSource:
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """Needs the base source's priors in the store; a sample without one gives a Problem."""
-        for sample in samples:
-            try:
-                donor, donor_key = self._donor(sample)
-                own = self._store.get(self._base.key(sample))
-                yield sample, exchanged(own, self._store.get(donor_key), {
-                    "source": self.name, "base": self._base.name, "maps_of": donor.id,
-                    "same_question_type": donor.question_type == sample.question_type})
-            except UserError as error:
-                yield sample, Problem(sample.id, f"no shuffled prior: {error}")
+        yield from one_by_one(samples, self._prior, "no shuffled prior: ")
+
+    def _prior(self, sample: Sample) -> MotionPrior:
+        donor, donor_key = self._donor(sample)
+        own = self._store.get(self._base.key(sample))
+        return exchanged(own, self._store.get(donor_key), {
+            "source": self.name, "base": self._base.name, "maps_of": donor.id,
+            "same_question_type": donor.question_type == sample.question_type})
 
 
-def next_in_cycle(videos: list[Path], seed: int) -> dict[Path, Path]:
+def next_in_cycle(videos: list[Video], seed: int) -> dict[Video, Video]:
     """A derangement: all clips in one seeded cycle, so that none of two or more maps to itself."""
-    ordered = sorted(videos)
+    ordered = sorted(videos, key=lambda video: (files_of(video), str(video)))
     order = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
     return dict(zip(order, order[1:] + order[:1], strict=True))
 

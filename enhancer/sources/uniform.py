@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from enhancer.data.samples import Problem, Sample
-from enhancer.sources import MotionSource, SourceContext
-from vdm_priors.errors import UserError
+from enhancer.sources import MotionSource, SourceContext, one_by_one
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import PriorStore, content_key
 
@@ -27,11 +26,10 @@ class UniformSource:
 
     def extract(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, MotionPrior | Problem]]:
         """Needs the base source's priors in the store; a sample without one gives a Problem."""
-        for sample in samples:
-            try:
-                yield sample, flattened(self._store.get(self._base.key(sample)), self._base.name)
-            except UserError as error:
-                yield sample, Problem(sample.id, f"no {self._base.name} prior to take the words from: {error}")
+        yield from one_by_one(samples, self._prior, f"no {self._base.name} prior to take the words from: ")
+
+    def _prior(self, sample: Sample) -> MotionPrior:
+        return flattened(self._store.get(self._base.key(sample)), self._base.name)
 
 
 def flattened(prior: MotionPrior, base_name: str) -> MotionPrior:

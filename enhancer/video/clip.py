@@ -77,7 +77,7 @@ def read_clip(video: str | os.PathLike | Footage, sampling: Sampling = Sampling(
 
 def _read_file(path: Path, sampling: Sampling) -> Clip:
     with open_video(path) as (container, stream):
-        index = _packet_index(container, stream)
+        index = _packet_index(path, container, stream)
         if index is None:
             index = _decoded_index(path, stream.average_rate)
         notes = list(index.notes)
@@ -144,6 +144,12 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.vid
         yield container, streams[0]
 
 
+def refuse_encrypted(path: Path, packet: av.Packet) -> None:
+    """ClipError for a packet of an encrypted stream: a decoder would take it for damage, or make pictures of noise."""
+    if packet.has_sidedata("encryption_info"):
+        raise ClipError(f"{path}: its video is encrypted. Give a file without encryption, or leave this sample out.")
+
+
 # -- which frames there are -----------------------------------------------------------
 
 
@@ -155,9 +161,11 @@ def _demux(container, stream) -> Iterator[av.Packet]:
         return
 
 
-def _packet_index(container, stream) -> FrameIndex | None:
+def _packet_index(path: Path, container, stream) -> FrameIndex | None:
     """Times of all frames from the packets alone; None where packets carry no times."""
     packets = [p for p in _demux(container, stream) if p.size and not p.is_discard]
+    for packet in packets:
+        refuse_encrypted(path, packet)
     if not packets or any(p.pts is None for p in packets) or not stream.time_base:
         return None
     packets.sort(key=lambda p: p.pts)

@@ -23,13 +23,13 @@ import numpy as np
 from enhancer.video.clip import Clip, read_clip
 from enhancer.video.footage import Footage, Video
 from enhancer.video.sampling import Sampling
-from vdm_priors.errors import ClipError
+from vdm_priors.errors import ClipError, UserError
 
 Answer = tuple[dict, dict[str, np.ndarray]]  # facts in JSON types, and arrays by name
 
 
 def serve(connection: Connection, seconds: float, answer: Callable[[dict], Answer]) -> None:
-    """Sends what `answer` makes of each request, or its ClipError, until the other end is closed."""
+    """Sends what `answer` makes of each request, or its UserError, until the other end is closed."""
     connection.send_bytes(b"")
     while True:
         try:
@@ -39,8 +39,9 @@ def serve(connection: Connection, seconds: float, answer: Callable[[dict], Answe
         signal.setitimer(signal.ITIMER_REAL, seconds)  # nobody takes the signal, so it ends the process
         try:
             facts, arrays = answer(request)
-        except ClipError as error:
-            connection.send_bytes(json.dumps({"error": str(error)}).encode())
+        except UserError as error:
+            failed = {"error": str(error), "of_the_clip": isinstance(error, ClipError)}
+            connection.send_bytes(json.dumps(failed).encode())
             continue
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -2,7 +2,7 @@
 
     FrameCache(read=clip_reader(60.0, run_folder))
 
-The process is an ordinary one, started for good and replaced when it dies, so that a DataLoader's workers can have
+enhancer/video/codec/guarded.py does the same for motion. The process is an ordinary one, started for good and replaced when it dies, so that a DataLoader's workers can have
 theirs (multiprocessing lets them have no children), and nothing is forked that holds a GPU or threads.
 """
 
@@ -19,9 +19,12 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from enhancer.video.clip import Clip, read_clip, regular_file
-from enhancer.video.decoder import received_clip, request_of
+from enhancer.video.decoder import clip_of, received_arrays, request_of
 from enhancer.video.footage import Footage, Video, files_of
 from enhancer.video.quarantine import QUARANTINE, Quarantine
 from enhancer.video.sampling import Sampling
@@ -29,6 +32,8 @@ from vdm_priors.errors import ClipError, UserError
 
 START = 120.0  # seconds that the process may take to start on a busy machine
 DECODER = (sys.executable, "-m", "enhancer.video.decoder")
+
+Result = TypeVar("Result")
 
 
 def clip_reader(timeout: float | None, folder: Path | None = None) -> Callable[[Video, Sampling], Clip]:
@@ -41,20 +46,23 @@ def clip_reader(timeout: float | None, folder: Path | None = None) -> Callable[[
     return GuardedReader(timeout, Quarantine(None if folder is None else Path(folder) / QUARANTINE))
 
 
-class GuardedReader:
-    """read_clip in another process. Safe in threads, which take turns, and after a fork, which gets its own process.
+class Guard:
+    """Another process that is asked about videos. Safe in threads, which take turns, and after a fork, which gets its
+    own process.
 
-    timeout: seconds a clip; command: what starts the process, to which its socket and its own limit are added.
+    timeout: seconds an answer, and limit: what sets it, for messages; command: what starts the process, to which its
+    socket and its own limit are added; doing: what takes so long, for messages.
     """
 
-    def __init__(self, timeout: float, quarantine: Quarantine, command: Sequence[str] = DECODER) -> None:
-        self.timeout, self.quarantine = timeout, quarantine
-        self._command = command
+    def __init__(self, timeout: float, quarantine: Quarantine, command: Sequence[str], doing: str,
+                 limit: str = "data.timeout") -> None:
+        self.timeout, self.quarantine, self.limit = timeout, quarantine, limit
+        self._command, self._doing = command, doing
         self._forget()
 
-    def __call__(self, video: str | os.PathLike | Footage, sampling: Sampling = Sampling()) -> Clip:
-        """The clip. ClipError as read_clip raises it, and for a video that is or comes on the quarantine list."""
-        video = video if isinstance(video, Footage) else regular_file(video)
+    def ask(self, video: Video, request: bytes, made: Callable[[dict, dict[str, np.ndarray]], Result]) -> Result:
+        """What `made` makes of the answer to a request about the video. UserError as the other process raises it,
+        ClipError for a video that is or comes on the quarantine list."""
         for file in files_of(video):
             regular_file(file)
         if os.getpid() != self._owner:
@@ -62,9 +70,9 @@ class GuardedReader:
         with self._lock:
             reason = self.quarantine.reason(video)
             if reason is None:
-                answer = self._answer(video, sampling)
-                if isinstance(answer, Clip):
-                    return answer
+                answer = self._answer(request)
+                if not isinstance(answer, str):
+                    return made(*answer)
                 reason = answer
                 self.quarantine.add(video, reason)
         listed = "" if self.quarantine.path is None else (
@@ -73,20 +81,25 @@ class GuardedReader:
         )
         raise ClipError(f"{video}: {reason}. Re-encode it (ffmpeg -i IN OUT.mp4) or leave it out.{listed}")
 
-    def _answer(self, video: Video, sampling: Sampling) -> Clip | str:
-        """The clip, or how the decoder failed over it."""
+    def start(self) -> None:
+        """Starts the process, as the first question does."""
+        with self._lock:
+            self._started()
+
+    def _answer(self, request: bytes) -> tuple[dict, dict[str, np.ndarray]] | str:
+        """The answer's facts and arrays, or how the other process failed over it."""
         connection = self._started()
         try:
-            connection.send_bytes(request_of(video, sampling))
+            connection.send_bytes(request)
             if not connection.poll(self.timeout):
                 self._end()
-                return f"decoding it took longer than data.timeout, {self.timeout:g} s"
+                return f"{self._doing} took longer than {self.limit}, {self.timeout:g} s"
             header = json.loads(connection.recv_bytes())
             if "error" not in header:
-                return received_clip(header, connection)
+                return header, received_arrays(header, connection)
         except (EOFError, ConnectionError):
-            return f"decoding it ended the decoder's process ({self._how_it_ended()})"
-        raise ClipError(header["error"])
+            return f"{self._doing} ended the decoder's process ({self._how_it_ended()})"
+        raise (ClipError if header["of_the_clip"] else UserError)(header["error"])
 
     def _started(self) -> Connection:
         if self._process is not None and self._process.poll() is None:
@@ -99,7 +112,7 @@ class GuardedReader:
                 self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
             except OSError as error:
                 raise UserError(f"The process that decodes videos cannot be started ({error.strerror}): free some "
-                                f"memory, or set data.timeout to null.") from error
+                                f"memory, or lift {self.limit}.") from error
         self._connection = ours
         self._end = weakref.finalize(self, _ended, self._process, ours, self._owner)
         try:
@@ -110,8 +123,8 @@ class GuardedReader:
         except (EOFError, ConnectionError):
             why = self._how_it_ended()
         self._end()
-        raise UserError(f"The process that decodes videos does not start ({why}): see what it printed, or set "
-                        f"data.timeout to null to decode without it.")
+        raise UserError(f"The process that decodes videos does not start ({why}): see what it printed, or lift "
+                        f"{self.limit} to decode without it.")
 
     def _how_it_ended(self) -> str:
         code = self._process.wait()
@@ -125,6 +138,18 @@ class GuardedReader:
         self._process: subprocess.Popen | None = None
         self._connection: Connection | None = None
         self._end: Callable[[], object] = lambda: None
+
+
+class GuardedReader(Guard):
+    """read_clip in another process. timeout: seconds a clip."""
+
+    def __init__(self, timeout: float, quarantine: Quarantine, command: Sequence[str] = DECODER) -> None:
+        super().__init__(timeout, quarantine, command, "decoding it")
+
+    def __call__(self, video: str | os.PathLike | Footage, sampling: Sampling = Sampling()) -> Clip:
+        """The clip. ClipError as read_clip raises it, and for a video that is or comes on the quarantine list."""
+        video = video if isinstance(video, Footage) else regular_file(video)
+        return self.ask(video, request_of(video, sampling), clip_of)
 
 
 def _ended(process: subprocess.Popen, connection: Connection, owner: int) -> None:

@@ -7,7 +7,7 @@ import time
 from multiprocessing.connection import Connection
 
 from enhancer.video.clip import read_clip
-from enhancer.video.decoder import serve
+from enhancer.video.decoder import clips_by, serve
 
 
 def read(video, sampling):
@@ -22,4 +22,4 @@ def read(video, sampling):
     return read_clip(video, sampling)
 
 
-serve(Connection(int(sys.argv[1])), float(sys.argv[2]), read)
+serve(Connection(int(sys.argv[1])), float(sys.argv[2]), clips_by(read))

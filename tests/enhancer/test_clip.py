@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from fractions import Fraction
 
 import av
 import cv2
@@ -10,36 +9,18 @@ import pytest
 
 from enhancer.video.clip import Clip, FrameCache, Sampling, read_clip
 from enhancer.video.footage import Footage, coded_span, video_digest
+from tests.video.clips import write
 from vdm_priors.errors import ClipError, UserError
 from vdm_priors.store import file_digest
 
 
-def write_video(path, frames=8, size=(48, 32), fps=8, pts_ms=None, rotation=0, audio_first=False, codec="libx264", options=None):
+def write_video(path, frames=8, size=(48, 32), fps=8, pts_ms=None, codec="libx264", options=None, **more):
     """Frame i is a grey of level 20+10i (wrapping at 200) with a red square in the top left corner."""
-    with av.open(str(path), "w") as container:
-        sound = container.add_stream("aac", rate=16000) if audio_first else None
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv444p" if codec == "libx264" else "yuv420p"
-        stream.options = options or ({"bf": "2", "crf": "10"} if codec == "libx264" else {})
-        if pts_ms is not None:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation:
-            stream.set_display_rotation(rotation)
-        if sound:
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-            silence.sample_rate = 16000
-            container.mux(sound.encode(silence))
-            container.mux(sound.encode())
-        for i in range(frames):
-            pixels = np.full((size[1], size[0], 3), 20 + 10 * i % 200, np.uint8)
-            pixels[:8, :8] = (255, 0, 0)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            if pts_ms is not None:
-                frame.pts, frame.time_base = pts_ms[i], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    pictures = np.empty((frames, size[1], size[0], 3), np.uint8)
+    pictures[:] = (20 + 10 * np.arange(frames) % 200)[:, None, None, None]
+    pictures[:, :8, :8] = (255, 0, 0)
+    options = options or ({"bf": "2", "crf": "10"} if codec == "libx264" else {})
+    return write(path, pictures, codec, options, rate=fps, milliseconds=pts_ms, **more)
 
 
 def levels(clip: Clip) -> list[int]:

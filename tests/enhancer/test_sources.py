@@ -29,6 +29,7 @@ from enhancer.sources.shuffled import exchanged, next_in_cycle, rows_by_role
 from enhancer.sources.uniform import flattened
 from enhancer.sources.vdm import VdmSource
 from enhancer.video.clip import Sampling
+from enhancer.video.footage import Footage
 from vdm_priors.errors import ClipError, ModelError, RecipeError, StoreError, UserError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
@@ -154,6 +155,14 @@ def test_cycle_is_a_derangement_and_the_same_each_time(count):
     cycle = next_in_cycle(videos, 5)
     assert cycle == next_in_cycle(videos[::-1], 5)
     assert sorted(cycle.values()) == sorted(videos) and all(a != b for a, b in cycle.items())
+
+
+def test_spans_of_one_file_and_pictures_are_clips_of_their_own():
+    file, pictures = Path("a.mp4"), tuple(Path(f"{n}.png") for n in range(3))
+    videos = [file, Footage((file,), 0, 2.5), Footage((file,), 2.5), Path("b.mp4"), Footage(pictures, fps=2.0)]
+    cycle = next_in_cycle(videos, 1)
+    assert cycle == next_in_cycle(videos[::-1], 1) and set(cycle) == set(cycle.values()) == set(videos)
+    assert all(a != b for a, b in cycle.items())
 
 
 def test_shuffled_gives_another_clips_maps_to_own_words(monkeypatch, context, samples):

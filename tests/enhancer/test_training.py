@@ -8,7 +8,6 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -25,6 +24,7 @@ from enhancer.training import AlignmentSettings, LoraSettings, TrainSettings, re
 from enhancer.video.clip import FrameCache, Sampling
 from enhancer.video.footage import Footage
 from tests.enhancer.priors import prior_of
+from tests.video.clips import write
 from tests.vlm_hooks.tiny_student import tiny_student
 from vdm_priors.errors import SampleError, UserError
 from vlm_hooks.aligners import ALIGNERS
@@ -40,13 +40,7 @@ FAST = TrainSettings(
 
 def write_video(path, seed, frames=4):
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, 32, 32, 3), np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width = stream.height = 32
-        for picture in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return path
+    return write(path, pixels, rate=4)
 
 
 @pytest.fixture(scope="module")

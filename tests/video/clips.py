@@ -43,15 +43,16 @@ def write(
     rotation=0,
     aspect=None,
     audio_first=False,
+    container_options=None,
 ):
     """Encodes uint8 [N, H, W, 3]; skips the test where this PyAV has no such encoder. `flags` of options are PyAV's
-    names."""
+    names; milliseconds: each frame's time."""
     options = dict(options or {})
     try:
         av.Codec(codec, "w")
     except av.codec.codec.UnknownCodecError:
         pytest.skip(f"this build of PyAV has no encoder {codec}")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=container_options or {}) as container:
         sound = container.add_stream("aac", rate=16000) if audio_first else None
         stream = container.add_stream(codec, rate=Fraction(rate).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +19,8 @@ from enhancer.video.codec import (
 from enhancer.video.codec.pictures import key_frames, pictures_of
 from enhancer.video.codec.streams import index_stream
 from enhancer.video.codec.vectors import read_vectors
+from tests.video.clips import middle, panned, write
 from vdm_priors.errors import ClipError, UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from clips import middle, panned, write  # noqa: E402
 
 MOTION = (1.5, -0.75)
 PRESETS = ("ultrafast", "veryfast", "medium", "slower")

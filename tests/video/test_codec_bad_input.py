@@ -14,10 +14,8 @@ import numpy as np
 import pytest
 
 from enhancer.video.codec import Validity, read_motion
+from tests.video.clips import middle, panned, write
 from vdm_priors.errors import ClipError, UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from clips import middle, panned, write  # noqa: E402
 
 MOTION = (1.5, -0.75)
 LONGEST = 60.0  # seconds for one tiny file on a busy machine

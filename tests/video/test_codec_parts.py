@@ -20,9 +20,9 @@ from enhancer.video.codec.h264 import Headers
 from enhancer.video.codec.references import Planes, Resolved, differences, matched
 from enhancer.video.codec.streams import index_stream
 from enhancer.video.codec.vectors import VECTOR, DecodedFrame
+from tests.video.clips import panned, write
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "benchmarks")]
-from clips import panned, write  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 
 def sample(luma, x, y):

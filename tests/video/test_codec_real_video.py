@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from typer.testing import CliRunner
 
 from enhancer.cli import app
 from enhancer.video.codec import Origin, Validity, read_motion
-
-sys.path.insert(0, str(Path(__file__).parent))
-from clips import panned, write  # noqa: E402
+from tests.video.clips import panned, write
 
 
 @pytest.fixture(scope="module")

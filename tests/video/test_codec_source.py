@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +13,8 @@ from enhancer.sources import SourceContext, build_source, fill_store, source_nam
 from enhancer.video.camera import camera_motion
 from enhancer.video.clip import Sampling
 from enhancer.world import WorldSettings, load_truth, make_world
+from tests.video.clips import panned, texture, write
 from vdm_priors.store import PriorStore
-
-sys.path.insert(0, str(Path(__file__).parent))
-from clips import panned, texture, write  # noqa: E402
 
 TEXT = "Which way does the red ball roll?"
 

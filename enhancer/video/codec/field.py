@@ -12,13 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from enhancer.video.codec.blocks import CELL
-from vdm_priors.grid import TokenGrid, frame_spans
+
+if TYPE_CHECKING:
+    from vdm_priors.grid import TokenGrid
 
 
 class Validity(IntEnum):
@@ -92,6 +93,10 @@ class MotionField:
 
     def grid(self) -> TokenGrid:
         """The cells as a TokenGrid in the normalised frame, valid where the motion is."""
+        import torch  # takes seconds, and reading motion needs it not
+
+        from vdm_priors.grid import TokenGrid, frame_spans
+
         height, width = self.size
         return TokenGrid(
             frame_spans(self.times.tolist(), self.duration),

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 SLICE, IDR_SLICE, SEQUENCE = 1, 5, 7  # nal_unit_type of what is read here
 CHROMA_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}  # their SPS has a chroma format
+INTRA_SLICES = (2, 4)  # slice_type modulo 5: I and SI
 LARGEST_DPB = 16  # frames, the format's limit
 HEADER_BYTES = 512  # of a NAL unit; a sequence header is shorter
+SLICE_BYTES = 16  # of a slice: its first two codes are shorter
 LONGEST_CODE = 32  # leading zeros of an Exp-Golomb code
 
 
@@ -50,6 +52,19 @@ class Headers:
                 self._note(unit)
             elif kind in (SLICE, IDR_SLICE):
                 return bool(unit[0] & 0x60)
+        return True
+
+    def is_intra(self, packet: bytes) -> bool:
+        """Whether the packet's picture refers to no other, so that a decoder can begin there (slice_type, 7.4.3); a key
+        frame of periodic intra refresh does not say so. True where that cannot be read."""
+        for unit in self._units(packet):
+            if unit[0] & 31 in (SLICE, IDR_SLICE):
+                bits = _Bits(unit[1:SLICE_BYTES].replace(b"\0\0\3", b"\0\0"))
+                try:
+                    bits.code()
+                    return bits.code() % 5 in INTRA_SLICES
+                except ValueError:
+                    break
         return True
 
     def _units(self, packet: bytes) -> Iterator[bytes]:

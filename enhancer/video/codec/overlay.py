@@ -37,7 +37,7 @@ def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | Non
     validity = np.repeat(np.repeat(field.validity[row], row_pixels, axis=0), column_pixels, axis=1)
     for kind, colour in TINTS.items():
         image[validity == kind] = (0.6 * image[validity == kind] + 0.4 * np.array(colour)).astype(np.uint8)
-    group = max(1, -(-max(field.validity.shape[1:]) // ARROWS))
+    group = cells_an_arrow(field)
     frames = frames or arrow_frames(field, group)
     rows, columns = field.validity.shape[1:]
     for top in range(0, rows, group):
@@ -57,6 +57,17 @@ def drawn(picture: np.ndarray, field: MotionField, row: int, frames: float | Non
                 )
                 _arrow(image, middle * factor, motion * frames * factor)
     return image
+
+
+def cells_an_arrow(field: MotionField) -> int:
+    """Rows and columns of cells that share an arrow, their median: 1 up to ARROWS along the longer side."""
+    return max(1, -(-max(field.validity.shape[1:]) // ARROWS))
+
+
+def thinned(field: MotionField) -> str:
+    """What is said where not every cell has an arrow of its own; empty where each has."""
+    group = cells_an_arrow(field)
+    return f"one arrow for {group}×{group} cells, their median" if group > 1 else ""
 
 
 def arrow_frames(field: MotionField, group: int = 1) -> float:
@@ -87,7 +98,7 @@ def write_sheet(field: MotionField, path: Path) -> None:
     height, width = field.size
     figure = Figure(figsize=(13, 13 / columns * lines * height / width + 4.4), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[13 / columns * lines * height / width + 0.3, 4.1])
-    frames = arrow_frames(field, max(1, -(-max(field.validity.shape[1:]) // ARROWS)))
+    frames = arrow_frames(field, cells_an_arrow(field))
     for axis, (row, picture) in zip(
         np.ravel(above.subplots(lines, columns, squeeze=False)), pictures.items(), strict=False
     ):
@@ -108,7 +119,8 @@ def write_sheet(field: MotionField, path: Path) -> None:
             ("grey", Validity.UNAVAILABLE),
         )
     )
-    below.suptitle(f"arrows: {frames:.1f} frames of motion, hue = direction      {legend}", fontsize=9)
+    arrows = ", ".join(filter(None, (f"arrows: {frames:.1f} frames of motion, hue = direction", thinned(field))))
+    below.suptitle(f"{arrows}      {legend}", fontsize=9)
     _draw_timeline(field, below)
     figure.savefig(path, dpi=110)
 
@@ -161,7 +173,7 @@ def write_video(field: MotionField, path: Path) -> None:
     """An H.264 film of all decoded frames with arrows and tints, at the clip's mean frame rate."""
     seconds = max(field.duration - float(field.times[0]), 1e-3)
     rate = Fraction(len(field.times) / seconds).limit_denominator(1001)
-    frames = arrow_frames(field, max(1, -(-max(field.validity.shape[1:]) // ARROWS)))
+    frames = arrow_frames(field, cells_an_arrow(field))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
         for row, picture in pictures_of(field):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from enhancer.video.clip import open_video, regular_file
+from enhancer.video.clip import open_video, refuse_encrypted, regular_file
 from enhancer.video.codec.field import MotionField
 from enhancer.video.codec.streams import index_stream, picture_packets
 from enhancer.video.codec.vectors import Wanted, in_order
@@ -44,6 +45,7 @@ def key_frames(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
             "SLICE"  # frame threads would hold frames back, and flushing them costs more than it saves
         )
         for _, packet in picture_packets(container, stream):
+            refuse_encrypted(Path(path), packet)
             first = packet.pts if first is None or packet.pts is not None and packet.pts < first else first
             if not packet.is_keyframe:
                 continue

@@ -3,7 +3,8 @@
 MPEG-1, MPEG-2, MPEG-4 part 2 and H.263: P refers to the last I or P, B to the two around it, so the frame types tell.
 H.264 has up to 16 candidates. Headers say which pictures may be referred to and how many are kept; among those, the
 block is matched: predicted from each candidate with the standard's own interpolation (ITU-T H.264, 8.4.2.2.1), and the
-candidate with the least absolute difference is taken. Where only one candidate is left, nothing is matched.
+candidate with the least absolute difference is taken. Where only one candidate is left, nothing is matched. In a fade
+each candidate is also tried in the light of the block's frame, as weighted prediction (8.4.2.3) may have used it.
 
 FFmpeg exports a zero vector for a list that one partition of a bidirectional macroblock does not use. Such a block is
 found by its partner in the other list, and dropped.
@@ -19,6 +20,7 @@ import numpy as np
 
 from enhancer.video.codec.blocks import CELL, FIRST, Blocks
 
+FADE = 1.0  # grey levels between the means of two pictures: from there on the light may have changed
 NOISE = 1.0  # grey levels: differences of this size between candidates mean nothing
 UNUSED = 1.25  # times its partner's difference: a zero vector that predicts so much worse is that of an unused list
 _G, _B, _H, _J = range(4)  # samples at whole pixels, half right, half down, half both
@@ -83,7 +85,10 @@ def matched(blocks: Blocks, luma: np.ndarray | None, candidates: dict[int, Plane
         unclear = np.flatnonzero(here & (moving & (len(distances) > 1) | disputed)) if luma is not None else ()
         if not len(unclear):
             continue
-        costs = np.stack([differences(blocks, unclear, luma, candidates[d]) for d in distances])
+        lights = [light_change(luma, candidates[d]) for d in distances]
+        costs = np.stack(
+            [differences(blocks, unclear, luma, candidates[d], light) for d, light in zip(distances, lights, strict=True)]
+        )
         # near ties go to the nearest: a farther candidate must be better by more than a hair
         best = np.argmin(costs + 1e-3 * np.arange(len(distances))[:, None], axis=0)
         distance[unclear] = np.array(distances)[best]
@@ -105,6 +110,11 @@ class Planes:
 
     def __init__(self, luma: np.ndarray | None, height: int, width: int) -> None:
         self._luma, self.height, self.width = luma, height, width
+
+    @cached_property
+    def light(self) -> tuple[float, float]:
+        """Mean and standard deviation."""
+        return light_of(self._luma)
 
     @cached_property
     def _samples(self) -> np.ndarray:
@@ -152,10 +162,28 @@ class Planes:
         return self._samples.take(rows[:, :, None] + x[:, None, :])
 
 
-def differences(blocks: Blocks, which: np.ndarray, luma: np.ndarray, reference: Planes) -> np.ndarray:
+def light_of(luma: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a picture."""
+    mean, deviation = cv2.meanStdDev(luma)
+    return float(mean[0, 0]), float(deviation[0, 0])
+
+
+def light_change(luma: np.ndarray, reference: Planes) -> tuple[float, float] | None:
+    """(gain, offset) that give the reference the mean and contrast of `luma`; None where their means are alike."""
+    (mean, deviation), (other_mean, other_deviation) = light_of(luma), reference.light
+    if abs(mean - other_mean) < FADE or min(deviation, other_deviation) < NOISE:
+        return None
+    gain = deviation / other_deviation
+    return gain, mean - gain * other_mean
+
+
+def differences(
+    blocks: Blocks, which: np.ndarray, luma: np.ndarray, reference: Planes, light: tuple[float, float] | None = None
+) -> np.ndarray:
     """Mean absolute difference [N], in grey levels, of the blocks `which` [N] and their prediction from the reference.
 
-    luma uint8 [H, W]; parts of a block outside the picture do not count.
+    luma uint8 [H, W]; parts of a block outside the picture do not count. light: a (gain, offset) that the prediction is
+    also tried with; the smaller difference counts.
     """
     found = np.zeros(len(which), np.float32)
     high_luma = cv2.copyMakeBorder(luma, 0, 2 * CELL, 0, 2 * CELL, cv2.BORDER_REPLICATE)
@@ -169,8 +197,11 @@ def differences(blocks: Blocks, which: np.ndarray, luma: np.ndarray, reference: 
         inside = (y < luma.shape[0])[:, :, None] & (x < luma.shape[1])[:, None, :]
         here = high_luma[y[:, :, None], x[:, None, :]]
         there = reference.predict(corner, blocks.motion[picked], height, width)
-        apart = np.where(inside, cv2.absdiff(here, there), 0).sum(axis=(1, 2), dtype=np.float32)
-        found[of_size] = apart / inside.sum(axis=(1, 2))
+        predictions = [there]
+        if light is not None:
+            predictions.append(np.clip(np.rint(light[0] * there.astype(np.float32) + light[1]), 0, 255).astype(np.uint8))
+        apart = [np.where(inside, cv2.absdiff(here, p), 0).sum(axis=(1, 2), dtype=np.float32) for p in predictions]
+        found[of_size] = np.minimum.reduce(apart) / inside.sum(axis=(1, 2))
     return found
 
 

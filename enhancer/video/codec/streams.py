@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from enhancer.video.clip import open_video
+from enhancer.video.clip import open_video, refuse_encrypted
 from enhancer.video.codec.h264 import LARGEST_DPB, Headers
 from vdm_priors.errors import ClipError
 
@@ -141,10 +141,11 @@ def index_stream(path: Path) -> StreamIndex:
                 f"{path}: its video has a codec that this FFmpeg cannot decode. Re-encode it (ffmpeg -i IN OUT.mp4)."
             )
         headers = Headers(context.extradata) if context.name == "h264" else None
-        packets = [
-            (p.pts, p.size, p.is_keyframe, p.duration or 0, headers is None or headers.is_reference(bytes(p)))
-            for _, p in picture_packets(container, stream)
-        ]
+        packets = []
+        for _, packet in picture_packets(container, stream):
+            refuse_encrypted(path, packet)
+            facts = packet.pts, packet.size, packet.is_keyframe, packet.duration or 0
+            packets.append((*facts, *_told_by(headers, packet)))
         if not packets:
             raise ClipError(f"{path}: holds no coded picture: it is cut short or damaged. Copy it again.")
         height, width = stream.height, stream.width
@@ -164,7 +165,7 @@ def index_stream(path: Path) -> StreamIndex:
             time_base=stream.time_base or Fraction(1, 1),
         )
         has_b_frames = bool(context.has_b_frames)
-    stamps, sizes, keys, durations, referable = zip(*packets, strict=True)
+    stamps, sizes, keys, durations, referable, intra = zip(*packets, strict=True)
     keys = np.array(keys, bool)
     notes = []
     if not keys[0]:
@@ -176,7 +177,7 @@ def index_stream(path: Path) -> StreamIndex:
         gaps = np.diff(np.sort(seconds))
         if len(gaps) and gaps.max() > LONG_GAP:
             notes.append(f"its time stamps jump by {gaps.max():.0f} s")
-        segments = _segments(keys, pts)
+        segments = _segments(keys & np.array(intra, bool), pts)
     else:
         seconds, segments = None, (Segment(0, len(packets)),)
         notes.append(f"no usable time stamps: {float(facts['rate']):g} frames a second are assumed")
@@ -197,6 +198,15 @@ def index_stream(path: Path) -> StreamIndex:
     )
 
 
+def _told_by(headers: Headers | None, packet: av.Packet) -> tuple[bool, bool]:
+    """Whether H.264's headers let the packet's picture be referred to, and a decoder begin with it if it is a key
+    frame."""
+    if headers is None:
+        return True, True
+    data = bytes(packet)
+    return headers.is_reference(data), not packet.is_keyframe or headers.is_intra(data)
+
+
 def picture_packets(container, stream) -> Iterator[tuple[int, av.Packet]]:
     """Ordinals and packets of all coded pictures; ends where a cut file ends."""
     try:
@@ -213,7 +223,8 @@ def _base_codec(context) -> str:
 
 
 def _segments(keys: np.ndarray, pts: np.ndarray) -> tuple[Segment, ...]:
-    """One from each key frame to the next, and beyond it over its leading pictures. pts [P] in decoding order."""
+    """One from each key frame to the next, and beyond it over its leading pictures; keys: those that a decoder can begin
+    with, pts [P] in decoding order."""
     starts = [0, *[int(k) for k in np.flatnonzero(keys) if k > 0]]
     found = []
     for start, following in zip(starts, [*starts[1:], None], strict=True):
