@@ -193,7 +193,8 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, re
     spread = "" if processes == 1 else f", sharded over {processes} processes" if settings.sharded \
         else f", whole in each of {processes} processes"
     parts = [("weights", cost.weights), ("gradients", cost.gradients), ("optimizer", cost.optimizer),
-             ("activations", cost.activations), ("logits", cost.logits), ("gathered", cost.gathered)]
+             ("activations", cost.activations), ("a layer's backward", cost.passing), ("logits", cost.logits),
+             ("gathered", cost.gathered)]
     listed = " + ".join(f"{name} {size / MB:,.0f}" for name, size in parts if size)
     report.lines.append(("memory of training", f"about {cost.total / MB:,.0f} MB a process",
                          f"{listed} MB{spread}; gradients come as activations go; beside the libraries' own and what an "

@@ -83,8 +83,8 @@ class TrainSettings:
                                                "1e-5 suits large models, 1e-3 the shipped one", min=0, max=1)
     learning_rate_vision: float = option(2e-6, "peak learning rate of the vision tower; 0 freezes it; "
                                                "2e-6 suits large models, 2e-4 the shipped one", min=0, max=1)
-    optimizer: str = option("adamw", "adamw is the paper's; muon orthogonalises the steps of the layers' matrices (AdamW "
-                                     "for the rest), which teaches a model from nothing faster; for whole copies only",
+    optimizer: str = option("adamw", "adamw is the paper's; muon orthogonalises the steps of the layers' matrices "
+                                     "(AdamW for the rest), which teaches a model from nothing faster; for whole copies only",
                             choices=("adamw", "muon"))
     weight_decay: float = option(0.1, "weight decay, not on norms and biases", min=0, max=1)
     warmup: float = option(0.03, "share of the steps in which the learning rates rise from 0", min=0, max=1)
@@ -98,7 +98,8 @@ class TrainSettings:
                                     "transformers' fsdp_config, e.g. launch/fsdp2.json of the shipped recipes; null "
                                     "keeps a whole copy in each process")
     deepspeed: str | None = option(None, "shard by DeepSpeed ZeRO instead: its JSON file, e.g. launch/zero2.json or "
-                                         "launch/zero3.json of the shipped recipes; needs `pip install deepspeed`")
+                                         "launch/zero3.json of the shipped recipes; needs `pip install deepspeed`; "
+                                         "with bf16 the exported weights are rounded to it")
     save_every: int = option(0, "steps between checkpoints to resume from; 0 keeps none", min=0)
     log_every: int = option(10, "steps between two reports of progress (history.jsonl has every step)", min=1)
     resume: str = option(AUTO, "auto continues from the student's newest complete checkpoint; never deletes them and "
@@ -114,7 +115,7 @@ class TrainSettings:
         if self.fsdp and self.deepspeed:
             raise ValueError("fsdp and deepspeed both shard the model: set one of them")
         if self.optimizer == "muon" and self.sharded:
-            raise ValueError("optimizer is muon, which needs whole matrices, and fsdp and deepspeed cut them: set adamw")
+            raise ValueError("optimizer is muon, which needs whole matrices, fsdp and deepspeed cut them: set adamw")
         if self.resume in ("True", "False"):  # as YAML's true and false arrive
             raise ValueError(f"resume is {AUTO}, {NEVER} or a path, not {self.resume.lower()}")
 

@@ -18,7 +18,6 @@ from pickle import UnpicklingError  # torch raises it for what weights_only refu
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations import unset_hf_deepspeed_config
@@ -28,9 +27,9 @@ from enhancer.aligner_steps import AlignerSteps
 from enhancer.between_steps import BetweenSteps
 from enhancer.checkpoints import MARKER
 from enhancer.collate import NOTES, BatchNotes
-from enhancer.data.samples import Problem
 from enhancer.losses import answer_loss
 from enhancer.muon import MuonAdamW, is_hidden_matrix
+from enhancer.sample_notes import SampleNotes
 from enhancer.step_log import StepLog
 from enhancer.tracking import close_tracker, tracker_callbacks
 from enhancer.train_settings import TrainSettings
@@ -40,12 +39,11 @@ from vlm_hooks.alignment import align_batch
 from vlm_hooks.capture import capture, check_token_types
 from vlm_hooks.lora import TRAINED_FILE, is_adapter, load_trained, save_trained
 
-ENOUGH_WORDS = 50  # below this, a share of unmatched words says little
 Progress = Callable[[int, int, str], None]
 
 
 class AlignedTrainer(Trainer):
-    """Trains `student.model` and the aligner; `step_log.rows`, `problems`, `remarks` are the outcome."""
+    """Trains `student.model` and the aligner; `step_log.rows` and `samples` (SampleNotes) are the outcome."""
 
     def __init__(
         self, *, student: Any, settings: TrainSettings, aligner: nn.Module | None, folder: Path, seed: int,
@@ -53,12 +51,10 @@ class AlignedTrainer(Trainer):
     ) -> None:
         self.student, self.settings, self.aligner = student, settings, aligner
         self.identity, self.progress = identity, progress
-        self._problems: dict[tuple, Problem] = {}
-        self._remarks: dict[tuple, Problem] = {}
+        self.samples = SampleNotes(settings.alignment.max_unmatched)
         self._notes: BatchNotes | None = None
         self._samples_in_step = 1.0
         self.resumed_from: Path | None = None
-        self._words = {"matched": 0, "total": 0}
         super().__init__(
             model=student.model,
             args=training_arguments(settings, folder, seed, student.model.device),
@@ -77,16 +73,6 @@ class AlignedTrainer(Trainer):
                 "training.fsdp shards weights over GPUs, and these processes have none: accelerate gives processes on "
                 "CPUs whole copies (DDP). Set training.fsdp to null, or start where there are GPUs."
             )
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Samples that were left out."""
-        return list(self._problems.values())
-
-    @property
-    def remarks(self) -> list[Problem]:
-        """What is to know about samples that were used."""
-        return list(self._remarks.values())
 
     def run(self, checkpoint: Path | None) -> tuple[int, dict[str, Tensor] | None]:
         """Train to the end, from the checkpoint if there is one.
@@ -125,8 +111,8 @@ class AlignedTrainer(Trainer):
             # the student is handed back as it came: without the autocast that the Trainer puts around its forward
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model.eval()
-        self._join_notes()
-        self._check_words(least=1)
+        self.samples.join()
+        self.samples.check_words()
         return start, whole
 
     def _train_from(self, checkpoint: Path | None) -> None:
@@ -206,8 +192,7 @@ class AlignedTrainer(Trainer):
         notes, settings = self._notes, self.settings
         weight = settings.alignment.weight_at(self.state.global_step / settings.steps)
         answer = answer_loss(outputs.logits, labels) / num_items_in_batch
-        self._problems.update({(p.id, p.reason): p for p in notes.problems})
-        self._remarks.update({(r.id, r.reason): r for r in notes.remarks})
+        self.samples.add(notes)
         loss, losses = answer, {"ar": answer}
         self.step_log.add(ar_loss=answer)
         if notes.request is not None:
@@ -236,22 +221,7 @@ class AlignedTrainer(Trainer):
                             "frozen. Set training.learning_rate_llm above 0, or training.alignment.weight to 0.")
         self.step_log.add(words_matched=result.words_matched, words_total=result.words_total,
                           video_mass=result.video_mass * result.words_matched)
-        for match in notes.matches:
-            if match is not None:
-                self._words["matched"] += len(match.pairs)
-                self._words["total"] += match.total
-        self._check_words(least=ENOUGH_WORDS)
         return result.loss
-
-    def _check_words(self, least: int) -> None:
-        matched, total = self._words["matched"], self._words["total"]
-        if total >= least and 1 - matched / total > self.settings.alignment.max_unmatched:
-            raise UserError(
-                f"{total - matched} of {total} words of the priors have no token in the student's prompts "
-                f"(training.alignment.max_unmatched is {self.settings.alignment.max_unmatched:g}): the priors belong "
-                f"to other texts. For example: " + "; ".join(f"{r.id}: {r.reason}" for r in self.remarks[-2:])
-                + ". Extract priors of these samples' questions."
-            )
 
     def _log_gradients(self, losses: dict[str, Tensor]) -> None:
         """Every log_every steps, each loss's gradient on the parameters that both reach (alignment.gradient_norms)."""
@@ -267,12 +237,6 @@ class AlignedTrainer(Trainer):
 
     # -- what is kept -----------------------------------------------------------------
 
-    def _join_notes(self) -> None:
-        """What any process has noted of samples is known to all of them."""
-        if self.args.world_size > 1:
-            for notes in (self._problems, self._remarks):
-                notes.update({(p.id, p.reason): p for p in gather_object(list(notes.values()))})
-
     def finish_step(self, learning_rate: float, seconds: float) -> None:
         """The step's row of the history, and the progress that process 0 shows."""
         row = self.step_log.finish(self.state.global_step, learning_rate, seconds)
@@ -285,14 +249,12 @@ class AlignedTrainer(Trainer):
 
     def complete(self, checkpoint: Path) -> None:
         """Add what the Trainer does not save; the marker comes last, when every process has written its part."""
-        self._join_notes()
+        self.samples.join()
         if self.is_world_process_zero():
             self.aligner_steps.save(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            kept = {"identity": self.identity, "step": self.state.global_step, "words": self._words}
-            for name in ("problems", "remarks"):
-                kept[name] = [[p.id, p.reason] for p in getattr(self, name)]
+            kept = {"identity": self.identity, "step": self.state.global_step, **self.samples.to_dict()}
             partial = checkpoint / f".{MARKER}"
             partial.write_text(json.dumps(kept), encoding="utf-8")
             os.replace(partial, checkpoint / MARKER)
@@ -323,7 +285,5 @@ class AlignedTrainer(Trainer):
 
     def _restore(self, checkpoint: Path) -> int:
         kept = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-        self._words = kept["words"]
-        self._problems = {tuple(entry): Problem(*entry) for entry in kept["problems"]}
-        self._remarks = {tuple(entry): Problem(*entry) for entry in kept["remarks"]}
+        self.samples.restore(kept)
         return kept["step"]

@@ -96,6 +96,7 @@ def train(
     process = Process.this()
     described = identity(settings, usable, sampling, seed, process.count, student.model, source) if kept else {}
     adapters = _add_adapters(student, settings.lora, seed)
+    dtype = next(student.model.parameters()).dtype  # DeepSpeed will change it
     trainer = AlignedTrainer(
         student=student,
         settings=settings,
@@ -117,12 +118,11 @@ def train(
     except CaptureError as error:
         raise UserError(f"The student's attention cannot be captured: {error}") from error
     if whole is not None and process.rank == 0:
-        adapters = _make_whole(student, whole, settings.lora, seed)
+        adapters = _make_whole(student, whole, dtype, settings.lora, seed)
     if adapters is not None and (whole is None or process.rank == 0):
         merge_lora(adapters)
-    seconds = time.monotonic() - started
-    return TrainResult(trainer.step_log.rows, problems + trainer.problems, trainer.remarks, seconds, start_step,
-                       waiting_share(trainer.step_log.rows))
+    rows, notes, seconds = trainer.step_log.rows, trainer.samples, time.monotonic() - started
+    return TrainResult(rows, problems + notes.problems, notes.remarks, seconds, start_step, waiting_share(rows))
 
 
 def _make_folder(folder: Path) -> None:
@@ -202,11 +202,15 @@ def _add_adapters(student: Any, settings: LoraSettings | None, seed: int) -> Any
         return add_lora(student, settings.rank, settings.alpha, settings.dropout, settings.targets, settings.parts)
 
 
-def _make_whole(student: Any, state: dict, settings: LoraSettings | None, seed: int) -> Any:
-    """Gives the student a model of its own with the gathered weights, in main memory; the handle of its adapters."""
+def _make_whole(student: Any, state: dict, dtype: Any, settings: LoraSettings | None, seed: int) -> Any:
+    """Gives the student a model of its own with the gathered weights, in main memory; the handle of its adapters.
+
+    dtype: which the student came with. ZeRO hands out the weights that it computes with, bfloat16 where training.bf16
+    is set, so that what it kept in float32 arrives rounded.
+    """
     from vlm_hooks.families import load_student
 
-    fresh = load_student(student.folder, dtype=student.model.dtype)
+    fresh = load_student(student.folder, dtype=dtype)
     adapters = _add_adapters(fresh, settings, seed)
     fresh.model.load_state_dict(state)
     student.model = fresh.model.eval()

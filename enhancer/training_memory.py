@@ -24,7 +24,11 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes on one device. gathered: what sharding brings together for a while, or DDP's buckets."""
+    """Bytes on one device.
+
+    activations: kept from the forward to the backward; passing: what the backward of one layer holds besides, and what
+    it computes again with gradient checkpointing; gathered: what sharding brings together for a while, or DDP's buckets.
+    """
 
     parameters: int  # number, of the whole model
     trained: int  # number that is trained
@@ -32,13 +36,15 @@ class TrainingMemory:
     gradients: float
     optimizer: float
     activations: float
+    passing: float
     logits: float
     gathered: float
 
     @property
     def total(self) -> float:
         """At the peak of a step: gradients appear as activations go."""
-        return self.weights + self.optimizer + self.gathered + max(self.activations + self.logits, self.gradients)
+        coming = max(self.activations + self.logits, self.gradients)
+        return self.weights + self.optimizer + self.gathered + self.passing + coming
 
 
 def training_memory(
@@ -67,12 +73,16 @@ def training_memory(
         gathered += 2 * number if settings.bf16 and size == 4 else 0  # autocast keeps its copies through a forward
     e = 2 if settings.bf16 else size
     text, vision = config.get_text_config(), config.vision_config
-    samples = settings.batch_size
-    activations = samples * tokens * _layers(text, e, size, settings.gradient_checkpointing)
-    if trained["vision"]:
-        activations += samples * PATCHES * visual * _layers(vision, e, size, settings.gradient_checkpointing)
-    logits = LOGIT_COPIES * samples * tokens * text.vocab_size * e
-    return TrainingMemory(parameters, number, weights, gradients, optimizer, activations, logits, gathered)
+    activations = passing = 0.0
+    for part, layers, count in (("llm", text, tokens), ("vision", vision, PATCHES * visual)):
+        if part == "vision" and not trained["vision"]:
+            continue
+        adapters_alone = settings.lora is not None and part in settings.lora.parts
+        kept, besides = _layers(layers, e, size, settings.gradient_checkpointing, adapters_alone)
+        activations += settings.batch_size * count * kept
+        passing = max(passing, settings.batch_size * count * besides)
+    logits = LOGIT_COPIES * settings.batch_size * tokens * text.vocab_size * e
+    return TrainingMemory(parameters, number, weights, gradients, optimizer, activations, passing, logits, gathered)
 
 
 def _keeps_whole_weights(settings: TrainSettings) -> bool:
@@ -114,14 +124,17 @@ def _trained(student: Any, settings: TrainSettings) -> dict[str, int]:
     return counts
 
 
-def _layers(config: Any, e: int, weight_size: int, checkpointing: bool) -> float:
-    """Bytes a token that the layers of a text or vision config keep for the backward pass."""
+def _layers(config: Any, e: int, weight_size: int, checkpointing: bool, adapters_alone: bool) -> tuple[float, float]:
+    """Bytes a token that the layers of a text or vision config keep for the backward, and that a layer's takes more."""
     h, i = config.hidden_size, config.intermediate_size
     heads = getattr(config, "num_attention_heads", None) or config.num_heads
     kv = h * (getattr(config, "num_key_value_heads", None) or heads) // heads
     depth = getattr(config, "num_hidden_layers", None) or config.depth
     # a norm keeps its input in float32, the normalised and its output; the residual stream follows the weights
     norm = {(4, 4): 12, (2, 4): 10, (2, 2): 8}[(e, weight_size)]
+    if adapters_alone:  # a frozen norm needs no normalised input
+        norm -= weight_size
     # queries and output, keys and values; gate, its activation, up, their product
     layer = 2 * norm * h + e * (2 * h + 2 * kv) + 4 * e * i
-    return depth * weight_size * h + layer if checkpointing else depth * layer
+    besides = e * (2 * h + 2 * i)  # gradients of the residual stream and between the MLP's layers
+    return (depth * weight_size * h, layer + besides) if checkpointing else (depth * layer, besides)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from enhancer.recipe import build
 from enhancer.train_settings import LoraSettings, TrainSettings
 from enhancer.training_memory import skeleton_student, training_memory
+from tests.vlm_hooks.tiny_families import save_internvl
 from tests.vlm_hooks.tiny_student import make_clip, save_tiny_student
 from vlm_hooks.families import load_student
 
@@ -73,8 +75,9 @@ def test_activations_are_what_autograd_keeps(folder, checkpointing):
     if not checkpointing:
         assert 0.8 < estimate.activations / kept < 1.2, (estimate.activations, kept)
     else:  # only layers' inputs are kept; a layer's own come while it is computed again
-        assert kept < 0.4 * training_memory(skeleton_student(str(folder)), SETTINGS, "float32", tokens, 0).activations
-        assert estimate.activations > kept * 0.8
+        last_norm = 12 * 128 * tokens  # which the estimate leaves out
+        assert estimate.activations <= kept <= estimate.activations + last_norm
+        assert estimate.passing > training_memory(skeleton_student(str(folder)), SETTINGS, "float32", tokens, 0).passing
 
 
 def test_what_each_choice_saves(folder, tmp_path):
@@ -87,7 +90,8 @@ def test_what_each_choice_saves(folder, tmp_path):
     assert of(learning_rate_vision=0.0, learning_rate_merger=0.0).trained < plain.trained
     lora = of(lora=LoraSettings(rank=2), learning_rate_vision=0.0, learning_rate_merger=0.0)
     assert 0 < lora.trained < 0.2 * plain.trained and lora.parameters > plain.parameters
-    assert of(gradient_checkpointing=True).activations < 0.5 * plain.activations
+    saving = of(gradient_checkpointing=True)
+    assert saving.activations + saving.passing < 0.5 * plain.activations
     assert of(batch_size=3).activations == 3 * plain.activations
     assert of(bf16=True).activations < plain.activations
     sharded = of(4, fsdp="launch/fsdp2.json")
@@ -101,19 +105,30 @@ def test_what_each_choice_saves(folder, tmp_path):
     assert of(4).total > plain.total  # DDP keeps whole copies and its buckets
 
 
+FROZEN = {"learning_rate_vision": 0.0}
+CHECKPOINTED = {**FROZEN, "batch_size": 4, "gradient_checkpointing": True}
+LORA = {**FROZEN, "learning_rate_merger": 0.0, "batch_size": 2, "lora": {"rank": 8}}
+
+
 @pytest.mark.slow
-def test_estimate_is_within_a_fifth_of_a_measured_run(tmp_path):
+@pytest.mark.parametrize(("family", "training"), [
+    ("qwen2_5_vl", LORA), ("qwen2_5_vl", CHECKPOINTED), ("internvl", {"batch_size": 4}),
+], ids=["lora", "checkpointing", "internvl-whole"])  # fmt: skip
+def test_estimate_is_within_a_fifth_of_a_measured_run(tmp_path, family, training):
     """Real steps in a process of its own: how much its peak memory grows from before the student was loaded."""
-    folder = save_wide(tmp_path / "student", 512, 1536, 6)
+    folder = tmp_path / "student"
+    if family == "internvl":
+        save_internvl(folder, "bytes", {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 8})
+    else:
+        save_wide(folder, 384, 1152, 5)
     child = Path(__file__).with_name("memory_child.py")
     # freed blocks go back at once: what a C library's allocator keeps of them is not the training's
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.update(dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536"))
-    done = subprocess.run([sys.executable, str(child), str(folder)], capture_output=True, text=True, timeout=280,
-                          env=environment)
+    command = [sys.executable, str(child), str(folder), json.dumps(training)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout.splitlines()[-1])
-    settings = replace(SETTINGS, learning_rate_vision=0.0)
-    student = skeleton_student(str(folder))
+    settings, student = build(TrainSettings, training), skeleton_student(str(folder))
     estimate = training_memory(student, settings, "float32", measured["tokens"], measured["visual"])
-    assert 0.8 < estimate.total / measured["bytes"] < 1.2, (estimate, measured)
+    assert 0.85 < estimate.total / measured["bytes"] < 1.15, (estimate, measured)

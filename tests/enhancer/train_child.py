@@ -1,8 +1,8 @@
 """A training in processes of its own: `python train_child.py FOLDER MODE` (or under torchrun) makes what tests compare.
 
-MODE ddp, fsdp2: an uninterrupted training of the shipped student to FOLDER/MODE; ddp-resumed, fsdp2-resumed: one from the
-checkpoint of those at step 12; slow: a single training that waits a little in every step, so that it can be killed in
-one. The trained weights go to <folder>/model, by `export`.
+MODE ddp, fsdp2: an uninterrupted training of the shipped student to FOLDER/MODE; ddp-resumed, fsdp2-resumed: one from
+the checkpoint of those at step 12; slow: a single training that waits a little in every step, so that it can be killed
+in one. The trained weights go to <folder>/model, by `export`.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def several(root: Path, mode: str) -> None:
 
 
 def shard_on_cpus() -> None:
-    """Says MULTI_GPU for MULTI_CPU: accelerate (1.15, AcceleratorState) takes up an FSDP plugin on accelerators alone and
-    gives processes on CPUs whole copies, though torch's FSDP2 works on gloo. There is no setting for it. Users get an
-    error instead (AlignedTrainer); here all the rest of the way is walked on CPUs."""
+    """Says MULTI_GPU for MULTI_CPU: accelerate (1.15, AcceleratorState) takes up an FSDP plugin on accelerators alone
+    and gives processes on CPUs whole copies, though torch's FSDP2 works on gloo. There is no setting for it. Users get
+    an error instead (AlignedTrainer); here all the rest of the way is walked on CPUs."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
