@@ -15,6 +15,7 @@ the same in every run; 3 times decoding and DIS flow.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -158,7 +159,9 @@ def clips(folder: Path) -> dict[str, Path]:
 
 
 def main() -> None:
-    turns = int(sys.argv[1]) if len(sys.argv) > 1 else TURNS
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("turns", metavar="TURNS", type=int, nargs="?", default=TURNS)
+    turns = parser.parse_args().turns
     with tempfile.TemporaryDirectory(prefix="bench-codec-") as folder:
         for label, path in clips(Path(folder)).items():
             ways = {

@@ -20,9 +20,9 @@ are appended to benchmarks.jsonl.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -171,7 +171,11 @@ def encode(path: Path, pictures: np.ndarray, fps: float, codec: str, options: di
 
 
 def main() -> None:
-    clips, side = (int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 12), (2, 192)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", metavar="CLIPS", type=int, nargs="?", default=12)
+    parser.add_argument("side", metavar="SIDE", type=int, nargs="?", default=192)
+    given = parser.parse_args()
+    clips, side = given.clips, given.side
     cv2.setNumThreads(1)
     scenes = [
         draw_scene(np.random.default_rng([7, n]), list(TYPES)[n % len(TYPES)], "test", size=(side, side))[0]

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 
 import torch
@@ -20,7 +20,10 @@ from vdm_priors.families import load_teacher
 ROUNDS = 9
 
 
-def main(name: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", nargs="?", default="world")
+    name = parser.parse_args().folder
     torch.set_num_threads(1)
     device = torch_device("auto")
     dtype = "float32" if device == "cpu" else "bfloat16"
@@ -52,4 +55,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "world")
+    main()

@@ -1,6 +1,6 @@
 """What it saves to decode and write beside the compute, and what a second process gains.
 
-    python tests/benchmarks/bench_extraction.py [CLIPS]            (or: make bench)
+    python tests/benchmarks/bench_extraction.py [CLIPS] [--only processes]            (or: make bench)
 
 The teacher is a small random pipeline of the real CogVideoX classes; CLIPS (default 32) random H.264 clips of 480 × 720
 pixels and 17 frames, of which it sees 9, make decoding as dear as it is with real videos. Every process has one thread
@@ -8,10 +8,12 @@ of torch. Two comparisons, each way in a store of its own and in processes of th
 
 1. overlapped: fill_store as it is; one after the other: the same with decoding and writing in the computing thread.
    "s for CLIPS clips", one process, so that a second core is what the thread beside it takes.
-2. processes: one, and two on one store, as `torchrun --nproc-per-node 2 -m enhancer extract` has them; seconds from the
-   moment that all have loaded their teacher (which is the launcher's and the libraries' time) to the end of the last.
-   The bar: two do at least 1.8 times as much a second. That takes two free cores. CPU seconds of the busier process
-   say how evenly the work was shared and how much sharing cost, whatever else the machine does, but not who waited.
+2. processes: one, and two on one store, as `torchrun --nproc-per-node 2 -m enhancer extract` has them, each held to a
+   core of its own where the system can do that, decoding and writing too; seconds from the moment that all have loaded
+   their teacher (which is the launcher's and the libraries' time) to the end of the last. The bar: two do at least 1.8
+   times as much a second. That takes two free cores: each turn says how much of its core each process got. CPU seconds
+   of the busier process say how evenly the work was shared and how much sharing cost, whatever else the machine does,
+   but not who waited.
 
 Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"} (medians over the turns, ratio =
 ours/other), which are appended to benchmarks.jsonl as well.
@@ -19,6 +21,7 @@ ours/other), which are appended to benchmarks.jsonl as well.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -72,8 +75,12 @@ def write_clip(path: Path, seed: int) -> None:
         container.mux(stream.encode())
 
 
-def work(clips: list[Path], teacher: str, store: str, rank: int, count: int, overlapped: bool, barrier, ended) -> None:
+def work(
+    clips: list[Path], teacher: str, store: str, rank: int, count: int, overlapped: bool, one_core: bool, barrier, ended
+) -> None:
     """One process's part of filling the store; tells when it began and when it had finished."""
+    if one_core and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1 - rank]})  # before torch asks how many there are
     import torch
 
     from enhancer.data.samples import Sample
@@ -104,13 +111,15 @@ def work(clips: list[Path], teacher: str, store: str, rank: int, count: int, ove
         raise RuntimeError(f"{report.made} of {len(clips)} priors were made: {report.problems[:1]}")
 
 
-def seconds(clips: list[Path], teacher: Path, count: int, overlapped: bool) -> tuple[float, float]:
+def seconds(
+    clips: list[Path], teacher: Path, count: int, overlapped: bool = True, one_core: bool = False
+) -> tuple[float, float]:
     """Of filling an empty store with that many processes: by the clock, and CPU seconds of the busiest process."""
     spawn = get_context("spawn")
     barrier, ended = spawn.Barrier(count), spawn.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="bench-extraction-") as store:
         given = (clips, str(teacher), store)
-        started = [spawn.Process(target=work, args=(*given, rank, count, overlapped, barrier, ended))
+        started = [spawn.Process(target=work, args=(*given, rank, count, overlapped, one_core, barrier, ended))
                    for rank in range(count)]
         for process in started:
             process.start()
@@ -119,6 +128,8 @@ def seconds(clips: list[Path], teacher: Path, count: int, overlapped: bool) -> t
             process.join()
     assert [process.exitcode for process in started] == [0] * count, "a process failed"
     clock = max(end for _, end, _ in times) - min(began for began, _, _ in times)
+    print(f"{count} of {'a core each' if one_core else 'any core'}, {'over' if overlapped else 'not over'}lapped: "
+          + ", ".join(f"{end - began:.1f} s, {worked / (end - began):.0%} CPU" for began, end, worked in times))
     return clock, max(worked for _, _, worked in times)
 
 
@@ -136,26 +147,35 @@ def main() -> None:
 
     from tests.vdm_priors.tiny_teacher import build_tiny_teacher
 
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 32
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", metavar="CLIPS", type=int, nargs="?", default=32)
+    parser.add_argument("--only", choices=("overlap", "processes"), help="one of the two comparisons")
+    parser.add_argument("--turns", type=int, default=TURNS)
+    given = parser.parse_args()
+    count = given.clips
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     machine = f"{os.cpu_count()} cores, 1 thread a process, torch {torch.__version__}"
+    found: dict[str, list[tuple[float, float]]] = {"overlapped": [], "in turn": [], "one": [], "two": []}
     with tempfile.TemporaryDirectory(prefix="bench-extraction-data-") as folder:
         teacher = build_tiny_teacher(Path(folder) / "teacher", layers=4, heads=4, head_dim=32, latent_side=24)
         clips = [Path(folder) / f"{n}.mp4" for n in range(count)]
         for n, clip in enumerate(clips):
             write_clip(clip, n)
-        found: dict[str, list[tuple[float, float]]] = {"overlapped": [], "in turn": [], "two": []}
-        for _ in range(TURNS):
-            found["overlapped"].append(seconds(clips, teacher, 1, True))
-            found["in turn"].append(seconds(clips, teacher, 1, False))
-            found["two"].append(seconds(clips, teacher, 2, True))
-            print({way: [(round(clock, 2), round(cpu, 2)) for clock, cpu in times] for way, times in found.items()})
+        for _ in range(given.turns):
+            if given.only != "processes":
+                found["overlapped"].append(seconds(clips, teacher, 1))
+                found["in turn"].append(seconds(clips, teacher, 1, overlapped=False))
+            if given.only != "overlap":
+                found["one"].append(seconds(clips, teacher, 1, one_core=True))
+                found["two"].append(seconds(clips, teacher, 2, one_core=True))
     clock, cpu = ({way: [one[unit] for one in times] for way, times in found.items()} for unit in (0, 1))
-    told(f"extraction, {count} clips, decoding and writing beside the compute against in turn", clock["overlapped"],
-         clock["in turn"], "s", machine)
-    for name, of in (("", clock), (", by CPU seconds of the busier", cpu)):
-        told(f"extraction, two processes against one{name}", [count / s for s in of["two"]],
-             [count / s for s in of["overlapped"]], "clips/s", machine)
+    if given.only != "processes":
+        told(f"extraction, {count} clips, decoding and writing beside the compute against in turn",
+             clock["overlapped"], clock["in turn"], "s", machine)
+    if given.only != "overlap":
+        for name, of in (("", clock), (", by CPU seconds of the busier", cpu)):
+            told(f"extraction, two processes against one{name}", [count / s for s in of["two"]],
+                 [count / s for s in of["one"]], "clips/s", machine)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ appended to benchmarks.jsonl as well. The bars: 2,000 priors a second by their h
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,7 +68,9 @@ def priors_a_second(read: Callable[[str], object], keys: list[str]) -> float:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("priors", metavar="PRIORS", type=int, nargs="?", default=300)
+    count = parser.parse_args().priors
     torch.set_num_threads(1)
     machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for name, heads in (("48 heads", HEADS), (f"{HEADS * LAYERS} heads", HEADS * LAYERS)):
