@@ -11,7 +11,8 @@
   plain          {"video","question","answer","options","question_type"}, a question a row; its type may also be "type"
 
 Rows of the first two may carry "options" and "question_type". Every row may say "video_start" and "video_end"
-(seconds); the first two's video may be a list of pictures, with "fps". Several questions give several samples.
+(seconds); the first two's video may be a list of pictures, with "fps". Several questions give several samples; several
+videos, or pictures beside the video, are refused, since a motion prior is of one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from vdm_priors.errors import SampleError
 
 Build = Callable[[Path], Sample]  # from the data folder to the sample; raises SampleError
 CAPTION_QUESTION = "Describe the motion in this video in detail."  # captions come without a question
+ONE_VIDEO = ("a sample is one question about one video, which its motion prior is of; give each video its own row, or "
+             "join what belongs together in one file")
 _IMAGE_MARKER = "<image>"  # LLaVA-Video's mark of the video
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # MotionBench and FAVOR-Bench name files alone; these are the folders of their downloads, and of ours
@@ -92,6 +95,8 @@ def _dialogue(row_id: str, row: dict, key: str, role_key: str, text_key: str) ->
             question, answer = pairs[number]
             if VIDEO_MARKER not in question:
                 question = question.replace(_IMAGE_MARKER, VIDEO_MARKER)
+            if _IMAGE_MARKER in question or row.get("image") or row.get("images"):
+                raise SampleError(f"shows a picture beside its video, but {ONE_VIDEO}")
             markers = question.count(VIDEO_MARKER)
             if number == 0 and markers != 1:
                 found = "no" if markers == 0 else f"{markers}"
@@ -151,7 +156,7 @@ def _video_of(row: dict, key: str, text_key: str) -> tuple[str | list[str], dict
     video = holder["video"] if "video" in holder else holder.get("videos")
     if isinstance(video, list) and not is_pictures(video):
         if len(video) != 1:
-            raise SampleError(f"names {len(video)} videos; exactly one a sample is read")
+            raise SampleError(f"names {len(video)} videos, but {ONE_VIDEO}")
         video = video[0]
     if not is_pictures(video) and (not isinstance(video, str) or not video):
         raise SampleError(f'names no video (key "{"video" if key == "conversations" else "videos"}")')

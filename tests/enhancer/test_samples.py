@@ -94,6 +94,16 @@ def test_llava_video_marks_its_video_as_an_image(root):
     assert samples[0].question == "What moves?"
 
 
+def test_other_videos_and_pictures_beside_the_video_are_refused(root):
+    """Not passed over: a picture's marker would stay in the question as text."""
+    both = "<video>\n<image>\nIs it this one?"
+    rows = [talk(id="two", video=["a.mp4", "a.mp4"]), talk(id="mark", question=both), talk(id="key", images=["a.jpg"])]
+    samples, problems = load(root, [talk(), *rows])
+    assert len(samples) == 1 and [p.id for p in problems] == ["two", "mark", "key"]
+    assert "names 2 videos, but a sample is one question about one video" in problems[0].reason
+    assert all("shows a picture beside its video" in p.reason and "join what" in p.reason for p in problems[1:])
+
+
 def test_rows_of_all_formats_in_one_file(root):
     motionbench = {"key": "k", "video_path": "a.mp4", "qa": [{"uid": "u", "question": "Q?\nA. x\nB. y", "answer": "A"}]}
     captions = {"video_path": "a.mp4", "motion_caption": "It rolls."}
@@ -167,7 +177,7 @@ BAD = {
     "is not in": talk(video="videos/none.mp4"),
     "leaves the data folder": talk(video="../secret.mp4"),
     "names no video": {k: v for k, v in talk().items() if k != "video"},
-    "exactly one": talk(video=["a", "b"]),
+    "names 2 videos, but a sample": talk(video=["a", "b"]),
     "by 'system'": {**talk(), "conversations": [{"from": "system", "value": "x"}]},
     "a question and its answer": {**talk(), "conversations": [{"from": "human", "value": "<video>x"}]},
     "is not a list of turns": {**talk(), "conversations": "hello"},
