@@ -11,9 +11,9 @@ of torch. Two comparisons, each way in a store of its own and in processes of th
 2. processes: one, and two on one store, as `torchrun --nproc-per-node 2 -m enhancer extract` has them, each held to a
    core of its own where the system can do that, decoding and writing too; seconds from the moment that all have loaded
    their teacher (which is the launcher's and the libraries' time) to the end of the last. The bar: two do at least 1.8
-   times as much a second. That takes two free cores: each turn says how much of its core each process got. CPU seconds
-   of the busier process say how evenly the work was shared and how much sharing cost, whatever else the machine does,
-   but not who waited.
+   times as much a second. That takes two free cores: each turn says how much of its core each process got. Where there
+   is other work, a second figure (Linux) takes off what it took: CPU seconds of the slowest process, all its threads,
+   and the seconds in which its main thread waited, but not for a core (at most: it may wait for its own other thread).
 
 Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"} (medians over the turns, ratio =
 ours/other), which are appended to benchmarks.jsonl as well.
@@ -104,17 +104,28 @@ def work(
     with decoding, writing:
         with Team(Path(store), "bench", Process(rank, count)).working() as team:
             barrier.wait()
-            began, worked = time.time(), time.process_time()
+            began, worked, used = time.time(), time.process_time(), on_or_for_a_core()
             report = fill_store(source, samples, context.store, team=team, label="vdm")
-            ended.put((began, time.time(), time.process_time() - worked))
+            clock = time.time() - began
+            waited = max(0.0, clock - (on_or_for_a_core() - used))
+            ended.put((began, began + clock, time.process_time() - worked + waited))
     if rank == 0 and report.made != len(clips):  # nothing may be left out, or the ways differ
         raise RuntimeError(f"{report.made} of {len(clips)} priors were made: {report.problems[:1]}")
+
+
+def on_or_for_a_core() -> float:
+    """Seconds that this thread has run or could have run; where the system does not say, the clock's."""
+    try:
+        ran, could = Path("/proc/thread-self/schedstat").read_text(encoding="utf-8").split()[:2]
+        return (int(ran) + int(could)) / 1e9
+    except OSError:
+        return time.time()
 
 
 def seconds(
     clips: list[Path], teacher: Path, count: int, overlapped: bool = True, one_core: bool = False
 ) -> tuple[float, float]:
-    """Of filling an empty store with that many processes: by the clock, and CPU seconds of the busiest process."""
+    """Of filling an empty store with that many processes: by the clock, and of the slowest if its core were free."""
     spawn = get_context("spawn")
     barrier, ended = spawn.Barrier(count), spawn.SimpleQueue()
     with tempfile.TemporaryDirectory(prefix="bench-extraction-") as store:
@@ -129,8 +140,8 @@ def seconds(
     assert [process.exitcode for process in started] == [0] * count, "a process failed"
     clock = max(end for _, end, _ in times) - min(began for began, _, _ in times)
     print(f"{count} of {'a core each' if one_core else 'any core'}, {'over' if overlapped else 'not over'}lapped: "
-          + ", ".join(f"{end - began:.1f} s, {worked / (end - began):.0%} CPU" for began, end, worked in times))
-    return clock, max(worked for _, _, worked in times)
+          + ", ".join(f"{end - began:.1f} s, {free:.1f} on a free core" for began, end, free in times))
+    return clock, max(free for *_, free in times)
 
 
 def told(name: str, ours: list[float], other: list[float], unit: str, machine: str) -> None:
@@ -168,12 +179,12 @@ def main() -> None:
             if given.only != "overlap":
                 found["one"].append(seconds(clips, teacher, 1, one_core=True))
                 found["two"].append(seconds(clips, teacher, 2, one_core=True))
-    clock, cpu = ({way: [one[unit] for one in times] for way, times in found.items()} for unit in (0, 1))
+    clock, free = ({way: [one[unit] for one in times] for way, times in found.items()} for unit in (0, 1))
     if given.only != "processes":
         told(f"extraction, {count} clips, decoding and writing beside the compute against in turn",
              clock["overlapped"], clock["in turn"], "s", machine)
     if given.only != "overlap":
-        for name, of in (("", clock), (", by CPU seconds of the busier", cpu)):
+        for name, of in (("", clock), (", other work taken off", free)):
             told(f"extraction, two processes against one{name}", [count / s for s in of["two"]],
                  [count / s for s in of["one"]], "clips/s", machine)
 
