@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from vdm_priors.errors import ModelError, SampleError
 from vdm_priors.grid import TokenGrid
 from vlm_hooks.encoding import Encoding, Prompt, answer_labels, original_offsets
+from vlm_hooks.sample_checks import SampleChecks
 from vlm_hooks.streams import FrameStream
 from vlm_hooks.videos import Video, chosen_video, seconds_per_frame, token_spans
 
@@ -33,7 +34,7 @@ _PLACEHOLDER = "\ue000question\ue001"
 
 
 @dataclass
-class Student(FrameStream):
+class Student(SampleChecks, FrameStream):
     """A model with its processor; `folder` is where it was loaded from. Families derive from it.
 
     A clip has frames (uint8 [N, H, W, 3]), times (N rising seconds), duration (seconds of the whole video) and box
@@ -46,7 +47,6 @@ class Student(FrameStream):
 
     VISION: ClassVar[str]  # module of the vision tower
     MERGERS: ClassVar[tuple[str, ...]]  # modules and parameters between vision tower and language model
-    SIZE_KNOB: ClassVar[str] = ""  # what besides fewer frames makes fewer tokens, for messages
 
     # ---- what a family says -------------------------------------------------------------------
 
@@ -196,14 +196,6 @@ class Student(FrameStream):
         start = rendered.index(_PLACEHOLDER)
         return Prompt(rendered.replace(_PLACEHOLDER, question), start)
 
-    def _refuse_special_tokens(self, text: str) -> None:
-        for token in [*self.tokenizer.all_special_tokens, self.processor.image_token, self.processor.video_token]:
-            if token in text:
-                raise SampleError(
-                    f"The text {text[:60]!r} holds {token!r}, which the model reads as a control token and not as "
-                    "text: remove it from the sample."
-                )
-
     # ---- batches ------------------------------------------------------------------------------
 
     def encode(
@@ -263,32 +255,6 @@ class Student(FrameStream):
     def _visual_ids(self) -> Tensor:
         placeholders = [self.processor.image_token, self.processor.video_token]
         return torch.tensor(self.tokenizer.convert_tokens_to_ids(placeholders))
-
-    def _check_one_video(self, name: str, prompt: str) -> None:
-        videos, images = prompt.count(self.processor.video_token), prompt.count(self.processor.image_token)
-        if (videos, images) != (1, 0):
-            raise SampleError(
-                f"The prompt of sample {name} has {videos} videos and {images} images, but it is about one clip: make "
-                "it with `prompt`."
-            )
-
-    def _check_answer(self, name: str, answer: str) -> None:
-        self._refuse_special_tokens(answer)
-        if not answer or answer != answer.strip():
-            raise SampleError(
-                f"The answer {answer!r} of sample {name} is empty or has white space at its ends: write it without."
-            )
-
-    def _check_lengths(
-        self, mask: Tensor, visual: Tensor, clips: Sequence[Any], names: Sequence[str], limit: int
-    ) -> None:
-        for length, seen, clip, name in zip(mask.sum(1).tolist(), visual.sum(1).tolist(), clips, names, strict=True):
-            if length > limit:
-                raise SampleError(
-                    f"Sample {name} has {length} tokens ({seen} visual tokens of {len(clip.frames)} frames and "
-                    f"{length - seen} of text), more than max_length {limit}. Visual tokens are never cut off: lower "
-                    f"sampling.frames or sampling.fps{self.SIZE_KNOB}, or raise max_length."
-                )
 
     # ---- where visual tokens lie --------------------------------------------------------------
 
