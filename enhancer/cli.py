@@ -344,6 +344,42 @@ def compare(
     compare_priors(names[0], overrides, sources, split, clips, out, Console(quiet))
 
 
+@app.command()
+@guarded
+def visualize(
+    arguments: Annotated[Optional[list[str]], typer.Argument(
+        metavar="PRIOR|RUN KEY=VALUE", help="A prior's file or a run folder; keys such as student.sampling.frames=16.",
+        show_default=False)] = None,
+    video: Annotated[Optional[Path], typer.Option(help="A video file, with --text; or the clip of PRIOR.")] = None,
+    text: Annotated[Optional[str], typer.Option(help="The text whose words are looked for in --video.")] = None,
+    teacher: Annotated[Optional[str], typer.Option(help="The teacher to ask: `world`, a diffusers folder or hub name; default: the "
+                                                        "prior's own where it is on this machine.")] = None,
+    student: Annotated[Optional[list[str]], typer.Option(help="A student whose maps are shown as well; may be repeated.")] = None,
+    sample: Annotated[Optional[list[str]], typer.Option(help="A sample of RUN by its id; may be repeated.")] = None,
+    clips: Annotated[int, typer.Option(help="Clips of RUN on the page, at most.", min=1)] = 4,
+    ask: Annotated[bool, typer.Option("--ask/--stored", help="Ask the models at hand again, or show what the files hold.")] = True,
+    word: Annotated[Optional[str], typer.Option(help="The word of pieces and figures; default: the prior's best.")] = None,
+    figure: Annotated[Optional[int], typer.Option(help="Draw this figure of the paper's supplement instead of the page.", min=1, max=5)] = None,
+    pieces: Annotated[Optional[Path], typer.Option(help="Folder for PNG, SVG and MP4 pieces as well.")] = None,
+    out: Annotated[Path, typer.Option(help="The page, or the figure's name.")] = Path("visualize.html"),
+    quiet: Quiet = False,
+) -> None:
+    """One interactive page, that works offline, of heads, words, maps, inversion and codec motion; or a figure of the paper.
+
+    enhancer visualize runs/quickstart
+
+    enhancer visualize --video clip.mp4 --text "Which way does the red ball roll?" --student world --pieces pictures
+
+    enhancer visualize runs/quickstart --figure 4
+    """
+    from enhancer.commands.visualize import visualize_clips
+
+    arguments = list(arguments or [])
+    what = Path(arguments.pop(0)) if arguments and ("=" not in arguments[0] or Path(arguments[0]).exists()) else None
+    visualize_clips(what, video, text, teacher, student or [], sample or [], clips, ask, word, figure, pieces, out, arguments,
+                    Console(quiet))
+
+
 @app.command("inspect")
 @guarded
 def inspect_(
@@ -384,10 +420,18 @@ def export(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
 @app.command()
 @guarded
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]) -> None:
-    """Write report.html of a run folder again, from its files only."""
-    from enhancer.report import write_report
+    """Write report.html of a run's or a matrix's folder again, from its files only."""
+    from enhancer.experiment.results import PLAN
 
-    Console().print(f"report: {write_report(run_folder)}", markup=False)
+    if (run_folder / PLAN).is_file():
+        from enhancer.experiment.page import write_page
+
+        path = write_page(run_folder / "report.html", [run_folder])
+    else:
+        from enhancer.report import write_report
+
+        path = write_report(run_folder)
+    Console().print(f"report: {path}", markup=False)
 
 
 @world_app.command("make")

@@ -89,8 +89,13 @@ def _facts(field: MotionField) -> list[tuple[str, str]]:
     origins = ", ".join(f"{ORIGINS[Origin[name.upper()]]} ({count} frames)" for name, count in said["origins"].items())
     keys = np.flatnonzero(field.keys)
     lengths = np.diff(np.append(keys, len(field.times)))
-    groups = f"{len(keys)}, of {lengths.min()} to {lengths.max()} frames" if len(keys) else "no key frame in this span"
+    groups = f"{len(keys)}, of {_span(lengths)} frames" if len(keys) else "no key frame in this span"
     shares = ", ".join(f"{100 * (field.validity == kind).mean():.1f}% {kind.name.lower().replace('_', ' ')}"
                        for kind in Validity if (field.validity == kind).any())
     return [("stream", f"{said['codec']} {said['profile']}, {said['width']}×{said['height']}"), ("vectors", origins),
             ("groups of pictures", groups), ("cells", shares), ("references", str(said["references"]))]
+
+
+def _span(lengths: np.ndarray) -> str:
+    low, high = int(lengths.min()), int(lengths.max())
+    return str(low) if low == high else f"{low} to {high}"

@@ -288,8 +288,8 @@ def _standing(scores: dict[str, Any] | None) -> str:
     if rows is None:
         return ""
     kept, count = sum(map(bool, scores["selected"])), len(scores["selected"])
-    judged = "all" if rows == cells else f"{rows} of"
-    sure = "" if scores.get("exchanged") is None else f"; another draw of rows would exchange about {scores['exchanged']:.1f}"
+    judged = "all" if rows == cells else f"{rows} of the"
+    sure = "" if rows == cells or scores.get("exchanged") is None else f"; another draw of rows would exchange about {scores['exchanged']:.1f}"
     return f"{kept} of {count} heads kept, judged by {judged} {cells} rows{sure}."
 
 

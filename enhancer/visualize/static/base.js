@@ -22,12 +22,12 @@ function el(tag, properties, ...children) {
     else if (name in node && name !== "list") node[name] = value;
     else node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter(child => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined));
   return node;
 }
 
 const state = {
-  clip: 0, frame: 0, playing: false, word: 0, shows: "all", student: "all", colours: Object.keys(DATA.colours)[0], top: 8, opacity: 0.7,
+  clip: 0, frame: 0, playing: false, word: 0, shows: "all", student: "all", colours: Object.keys(DATA.colours)[0], top: 8, opacity: 0.6,
   metric: "score", slot: 0, heads: [null, null], place: -1, mask: true, channel: "rgb", gain: 4, vectors: true, validity: true, residual: false,
 };
 const watchers = [];
@@ -97,7 +97,7 @@ function picker(label, name, groups) {
 function tick(label, name) {
   const box = el("input", { type: "checkbox", on: { change: () => set({ [name]: box.checked }) } });
   watch([name], () => { box.checked = state[name]; });
-  return el("label", { className: "control tick" }, box, el("span", {}, label));
+  return el("label", { className: "control tickbox" }, box, el("span", {}, label));
 }
 
 /** A slider from low to high. */

@@ -8,7 +8,7 @@ function svg(tag, attributes, ...children) {
     if (name === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
     else node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter(child => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter(child => child !== null && child !== undefined));
   return node;
 }
 
@@ -24,7 +24,8 @@ function roundTicks(low, high, most = 5) {
 }
 
 /** Lines over a common x. lines: {points: [[x, y], ...], className, title}; returns the chart with `mark(x)` for a cursor. */
-function lineChart({ lines, x, y, label, width = 560, height = 220, low = null }) {
+function lineChart({ lines, x, y, label, low = null }) {
+  const [width, height] = window.innerWidth > 640 ? [600, 250] : [380, 220];  // text keeps its size on a phone
   const left = 58, right = 12, top = 12, bottom = 40;
   const xs = lines.flatMap(line => line.points.map(point => point[0])), ys = lines.flatMap(line => line.points.map(point => point[1]));
   const ends = (values, least) => {
@@ -38,7 +39,7 @@ function lineChart({ lines, x, y, label, width = 560, height = 220, low = null }
     svg("line", { class: "grid", x1: left, x2: width - right, y1: py(value), y2: py(value) }),
     svg("text", { class: "tick end", x: left - 7, y: py(value) + 4 }, short(value)),
   ]);
-  const axis = roundTicks(x0, x1, 8).map(value => svg("text", { class: "tick middle", x: px(value), y: height - bottom + 16 }, short(value)));
+  const axis = roundTicks(x0, x1, width > 400 ? 8 : 4).map(value => svg("text", { class: "tick middle", x: px(value), y: height - bottom + 16 }, short(value)));
   const drawn = lines.map(line => {
     const path = svg("polyline", { class: "line " + (line.className || ""), points: line.points.map(([a, b]) => px(a).toFixed(1) + "," + py(b).toFixed(1)).join(" ") });
     path.append(svg("title", {}, line.title || ""));

@@ -82,7 +82,7 @@ function arrow(pen, [x, y], [vx, vy], width, view) {
 
 /** Packets' bytes by kind, groups of pictures, cuts, mean speed; a click goes to the nearest sampled frame. */
 function timeline(view) {
-  const width = 960, height = 190, left = 44, bottom = 150, top = 16;
+  const width = 960, height = 204, left = 44, bottom = 150, top = 16;
   const start = view.times[0], end = Math.max(view.duration, start + 1e-3);
   const px = time => left + (time - start) / (end - start) * (width - left - 12);
   const most = Math.max(...view.bytes, 1), py = size => bottom - (bottom - top) * Math.log10(1 + size) / Math.log10(1 + most);
@@ -95,7 +95,7 @@ function timeline(view) {
   const letters = view.times.length <= 60 ? view.times.map((time, n) => svg("text", { class: "tick middle", x: (px(time) + px(n + 1 < view.times.length ? view.times[n + 1] : end)) / 2, y: bottom + 13 }, view.kinds[n])) : [];
   const groups = view.keys.map(n => svg("line", { class: "gop", x1: px(view.times[n]), x2: px(view.times[n]), y1: top - 8, y2: bottom }));
   const cuts = view.cuts.map(n => svg("line", { class: "cutline", x1: px(view.times[n]), x2: px(view.times[n]), y1: top, y2: bottom }));
-  const seen = clip().times.map(time => svg("path", { class: "sampled", d: `M${px(time) - 4},${bottom + 27} l4,-7 l4,7 z` }));
+  const seen = clip().times.map(time => svg("path", { class: "sampled", d: `M${px(time) - 4},${bottom + 28} l4,-8 l4,7 z` }));
   const cursor = svg("line", { class: "cursor", y1: top - 8, y2: bottom + 20, x1: 0, x2: 0 });
   const ticks = roundTicks(start, end, 8).map(value => svg("text", { class: "tick middle", x: px(value), y: height - 4 }, seconds(value)));
   const names = [1, 100, 10000, 1000000].filter(size => size <= most).map(size => [svg("text", { class: "tick end", x: left - 6, y: py(size) + 4 }, size >= 1000 ? size / 1000 + " kB" : size + " B"), svg("line", { class: "grid", x1: left, x2: width - 12, y1: py(size), y2: py(size) })]);

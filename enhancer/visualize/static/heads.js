@@ -1,7 +1,7 @@
 // The layer × head map of scores; a head that is chosen here is looked at in one of two panels.
 
 function headSection() {
-  const made = section("heads", "Heads", "How strongly each attention head follows places over time: DFC, TCS and DSR, and the sum of the three, standardised. A white ring marks the heads that the prior is made of.");
+  const made = section("heads", "Heads", "How strongly each attention head follows places over time: DFC, TCS and DSR, and the sum of the three, standardised. A ring marks the heads that the prior is made of.");
   const heads = clip().heads;
   if (!heads) return made;
   if (heads.note) made.append(el("p", { className: "note" }, heads.note));

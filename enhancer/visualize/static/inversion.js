@@ -7,7 +7,7 @@ function inversionSection() {
     if (!(clip().missing.inversion || []).length) made.append(el("p", { className: "gap" }, "Nothing of the inversion is at hand: a prior's file holds its PSNR only, and the teacher was not asked again."));
     return made;
   }
-  const facts = [view.psnr === null ? "" : `PSNR ${short(view.psnr)} dB`, view.relative_l2 === null ? "" : `relative L2 error of the latents ${short(view.relative_l2)}`].filter(Boolean);
+  const facts = [view.psnr === null ? "" : `PSNR ${view.psnr.toFixed(1)} dB`, view.relative_l2 === null ? "" : `relative L2 error of the latents ${short(view.relative_l2)}`].filter(Boolean);
   if (facts.length) made.append(el("p", { className: "fact" }, facts.join(" · ")));
   const latents = view.latents;
   const channels = latents ? [["rgb", "first three as red, green, blue"], ...Array.from({ length: latents.shape[1] }, (_, n) => [String(n), "channel " + n])] : [];
@@ -29,7 +29,7 @@ function inversionPanels(view) {
   if (view.reconstruction) {
     panels.push(panel("reconstruction", pen => {
       drawFrame(pen, view.reconstruction, state.frame, width, height);
-      return view.frame_psnr ? short(view.frame_psnr[Math.min(state.frame, view.frame_psnr.length - 1)]) + " dB" : "";
+      return view.frame_psnr ? view.frame_psnr[Math.min(state.frame, view.frame_psnr.length - 1)].toFixed(1) + " dB" : "";
     }, []));
     panels.push(panel("difference", pen => drawDifference(pen, view, width, height), ["gain"]));
   }
@@ -82,7 +82,7 @@ function psnrStrip(view) {
       watch(["loaded"], () => drawFrame(canvas.drawing(), pictures, n, width, height));
       return canvas;
     });
-    const psnr = view.frame_psnr ? short(view.frame_psnr[n]) + " dB" : "";
+    const psnr = view.frame_psnr ? view.frame_psnr[n].toFixed(1) + " dB" : "";
     const time = clip().times[n];
     const column = el("button", { type: "button", className: "frame", on: { click: () => set({ frame: Math.min(n, clip().times.length - 1), playing: false }) } }, ...rows, el("span", {}, time === undefined ? "" : seconds(time)), el("b", {}, psnr));
     watch(["frame"], () => column.setAttribute("aria-pressed", String(state.frame === n)));

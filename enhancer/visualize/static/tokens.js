@@ -12,7 +12,8 @@ function scoreLevel(word) {
 function wordColours(word) {
   const level = scoreLevel(word);
   if (level === null) return null;
-  const back = colour(0.95 - 0.6 * level);
+  const strong = colour(0.3), part = 0.1 + 0.9 * level;
+  const back = strong.map(value => Math.round(255 + part * (value - 255)));
   return [css(back), inkOn(back)];
 }
 
@@ -20,9 +21,8 @@ function tokenSection() {
   const words = clip().words;
   const made = section("tokens", "Words", "Each word is coloured by its motion score (darker is higher); the words of the prior are underlined. Choose one to see its curve and its maps.");
   if (!words.length) return made;
-  made.append(coloured(words), scoreTable(words));
-  if (words.some(word => word.curve)) made.append(curves(words));
-  else made.append(el("p", { className: "note" }, "No curves over frames: they need the teacher's attention."));
+  const curved = words.some(word => word.curve) ? curves(words) : el("p", { className: "note" }, "No curves over frames: they need the teacher's attention.");
+  made.append(coloured(words), el("div", { className: "two" }, scoreTable(words), curved));
   return made;
 }
 
@@ -71,7 +71,7 @@ function scoreTable(words) {
     return row;
   });
   return el("div", { className: "scroll card" }, el("table", { className: "scores" },
-    el("thead", {}, el("tr", {}, ...["word", "score, standardised", "mean", "fluctuation"].map(name => el("th", { scope: "col" }, name)),
+    el("thead", {}, el("tr", {}, ...["word", "score (standardised)", "mean", "fluctuation"].map(name => el("th", { scope: "col" }, name)),
       el("th", { scope: "col" }, el("span", { className: "key mean" }, "mean"), " + ", el("span", { className: "key fluctuation" }, "fluctuation")))),
     el("tbody", {}, ...rows)));
 }
@@ -83,7 +83,7 @@ function curves(words) {
   const drawn = words.map((word, n) => [word, n]).filter(([word]) => word.curve);
   const chart = lineChart({
     lines: drawn.map(([word]) => ({ points: word.curve.map((value, f) => [middles[f], value]).filter(point => point[1] !== null), title: word.text, className: word.selected ? "on" : "off" })),
-    x: "seconds", y: "mean attention of a cell", label: "Mean attention of each word over frames", width: 760, height: 240, low: 0,
+    x: "seconds", y: "mean attention of a cell", label: "Mean attention of each word over frames", low: 0,
   });
   const caption = el("figcaption", {});
   watch(["word", "frame"], () => {
