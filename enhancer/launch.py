@@ -33,6 +33,16 @@ def launch_file(name: str, key: str) -> dict:
         raise RecipeError(f"{key}: {path} is not readable JSON ({error}).") from error
 
 
+def processes_of_training(settings: TrainSettings) -> int:
+    """Processes that train a student: those of this launch; to shard, else a GPU each, or 8 where there is none."""
+    import torch
+
+    count = Process.this().count
+    if count == 1 and settings.sharded:
+        return torch.cuda.device_count() if torch.cuda.device_count() > 1 else 8
+    return count
+
+
 def launch_faults(settings: TrainSettings) -> list[str]:
     """What a training's keys name that is not there: a file of launch settings, a tracker's package."""
     checks = [partial(launch_file, name, f"training.{key}")

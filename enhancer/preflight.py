@@ -19,12 +19,11 @@ import rich.table
 from enhancer.console import Console
 from enhancer.data.files import assumed_rates
 from enhancer.data.samples import Problem, Sample
-from enhancer.launch import launch_faults
+from enhancer.launch import launch_faults, processes_of_training
 from enhancer.memory import MB, device_memory
 from enhancer.preflight_models import (
     Models, check_further_teachers, hub_unreachable, light_student, resolve_models, teacher_costs,
 )
-from enhancer.processes import Process
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import existing_folder
 from enhancer.shipped import torch_device, weights_bytes
@@ -162,9 +161,9 @@ def _student_tokens(recipe: EnhanceRecipe, name: str | None, samples: list[Sampl
         # the one placeholder in the text becomes the visual tokens
         total = len(student.tokenizer(text + answers + student.end_token)["input_ids"]) - 1 + visual
         if total > limit:
-            too_long.append(Problem(sample.id, f"has {total} tokens, {visual} of them visual, more than the {limit} that "
-                                               f"{name} takes: lower student.sampling.frames (visual tokens are never cut "
-                                               f"off), or shorten its text"))
+            too_long.append(Problem(sample.id, f"has {total} tokens, {visual} of them visual, more than the {limit} "
+                                               f"that {name} takes: lower student.sampling.frames (visual tokens are "
+                                               f"never cut off), or shorten its text"))
             continue
         visual_counts.append(visual)
         if total > longest[0]:
@@ -188,7 +187,7 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, re
     report.faults += launch_faults(recipe.training)
     if models.student is None or not longest:
         return
-    settings, processes = recipe.training, devices_of_training(recipe)
+    settings, processes = recipe.training, processes_of_training(recipe.training)
     cost = training_memory(skeleton_student(models.student), settings, recipe.student.dtype, longest, visual, processes)
     spread = "" if processes == 1 else f", sharded over {processes} processes" if settings.sharded \
         else f", whole in each of {processes} processes"
@@ -197,8 +196,8 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, re
              ("gathered", cost.gathered)]
     listed = " + ".join(f"{name} {size / MB:,.0f}" for name, size in parts if size)
     report.lines.append(("memory of training", f"about {cost.total / MB:,.0f} MB a process",
-                         f"{listed} MB{spread}; gradients come as activations go; beside the libraries' own and what an "
-                         f"allocator keeps of freed blocks"))
+                         f"{listed} MB{spread}; gradients come as activations go; beside the libraries' own and what "
+                         f"an allocator keeps of freed blocks"))
     report.lines.append(("trained parameters", f"{cost.trained / 1e6:,.1f} million",
                          f"of {cost.parameters / 1e6:,.1f} million"))
     on_gpu, have = torch_device(recipe.device) != "cpu", device_memory()
@@ -209,24 +208,14 @@ def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, re
                                f"training.gradient_checkpointing, training.lora or training.fsdp")
 
 
-def devices_of_training(recipe: EnhanceRecipe) -> int:
-    """Processes that train a student: those of this launch; to shard, else a GPU each, or 8 where there is none."""
-    import torch
-
-    count = Process.this().count
-    if count == 1 and recipe.training.sharded:
-        return torch.cuda.device_count() if torch.cuda.device_count() > 1 else 8
-    return count
-
-
 def _disk(recipe: EnhanceRecipe, models: Models, clips: float, priors: float, trains: bool,
           report: Preflight) -> None:
     """Holds what is free against the clips to be written, the priors (bytes each) and the exported students."""
     place = existing_folder(Path(recipe.output))
     if not place.is_dir() or not os.access(place, os.W_OK):
         fault = "read-only" if place.is_dir() else "a file"
-        report.faults.append(f"{recipe.output} cannot be written: {place} is {fault}. Set `output` to a folder that you may "
-                             f"write to.")
+        report.faults.append(f"{recipe.output} cannot be written: {place} is {fault}. Set `output` to a folder that "
+                             f"you may write to.")
         return
     free = shutil.disk_usage(place).free
     needed = 0.0
@@ -280,8 +269,8 @@ def validate(recipe: EnhanceRecipe, console: Console) -> bool:
     else:
         world = recipe.world
         console.print(f"The world is not made yet: the run will write {world.train_clips} training, "
-                      f"{world.validation_clips} validation and {world.test_clips} test clips to {root}. A few like them "
-                      f"were made to look at.", markup=False, highlight=False)
+                      f"{world.validation_clips} validation and {world.test_clips} test clips to {root}. A few like "
+                      f"them were made to look at.", markup=False, highlight=False)
         with tempfile.TemporaryDirectory(prefix="enhancer-look-") as folder:
             few = dataclasses.replace(world, train_clips=min(world.train_clips, LOOKED_AT), validation_clips=0,
                                       test_clips=min(world.test_clips, LOOKED_AT))
