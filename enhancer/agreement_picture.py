@@ -6,6 +6,7 @@ Each map is drawn on its own cells as density, times uniform, so that sources of
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -17,6 +18,7 @@ from enhancer.agreement import words_map
 from enhancer.agreement_run import Case, Measured, short_label
 from enhancer.report.pictures import COLOURS, density, on_frames, scale_ticks, tile_size, top_of_scale
 from enhancer.video.clip import FrameCache, Sampling
+from enhancer.video.footage import files_of
 from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid
 
@@ -26,30 +28,31 @@ TILE, LEFT, GAP = 0.72, 1.5, 0.34  # inches: a tile's side, the names, a clip's 
 
 
 def draw_sources(measured: Measured, sampling: Sampling, path: Path) -> list[str]:
-    """Writes the PNG and returns the ids of the clips in it: of each kind of target motion the first that most sources
-    have, up to CLIPS. Raises SampleError where there is no clip to show."""
+    """Writes the PNG and returns the ids of the clips in it: of each kind of target motion (without a ground truth: of
+    each file) the first that most sources have, up to CLIPS. Raises SampleError where there is no clip to show."""
     shown = _chosen(measured)
     if not shown:
         raise SampleError("no source has a prior of any clip, so there is nothing to draw")
     blocks = [_rows(measured, case, sampling) for case in shown]
     top = top_of_scale([tiles for rows in blocks for _, tiles in rows if tiles.ndim == 3])
     columns = max(len(tiles) for rows in blocks for _, tiles in rows)
-    lines = sum(map(len, blocks))
-    width, height = LEFT + TILE * columns + 0.2, TILE * lines + GAP * len(blocks) + 0.7
+    lines = [TILE * min(1.0, rows[0][1].shape[1] / rows[0][1].shape[2]) + 0.04 for rows in blocks]  # a row's height
+    width = LEFT + TILE * columns + 0.2
+    height = sum(line * len(rows) for line, rows in zip(lines, blocks, strict=True)) + GAP * len(blocks) + 0.7
     figure = Figure(figsize=(width, height), dpi=130, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     norm, colours = PowerNorm(0.5, 0, top, clip=True), colormaps[COLOURS].with_extremes(bad=UNKNOWN)
     y = height
-    for case, rows in zip(shown, blocks, strict=True):
+    for case, rows, line in zip(shown, blocks, lines, strict=True):
         y -= GAP
         title = f"{case.sample.id}: {case.sample.question}  ({', '.join(case.groups[1:3])})".removesuffix("  ()")
         figure.text(0.1 / width, (y + 0.08) / height, title, fontsize=8.5, weight="bold")
         for name, tiles in rows:
-            y -= TILE
-            figure.text((LEFT - 0.1) / width, (y + TILE / 2) / height, name, fontsize=8, ha="right", va="center")
+            y -= line
+            figure.text((LEFT - 0.1) / width, (y + line / 2) / height, name, fontsize=8, ha="right", va="center")
             for n, tile in enumerate(tiles):
                 axes = figure.add_axes([(LEFT + n * TILE) / width, (y + 0.02) / height, (TILE - 0.04) / width,
-                                        (TILE - 0.04) / height])
+                                        (line - 0.04) / height])
                 axes.set_axis_off()
                 image = axes.imshow(tile, interpolation="nearest") if tile.ndim == 3 else axes.imshow(
                     np.ma.masked_invalid(tile), cmap=colours, norm=norm, interpolation="nearest")
@@ -66,10 +69,10 @@ def draw_sources(measured: Measured, sampling: Sampling, path: Path) -> list[str
 
 def _chosen(measured: Measured) -> list[Case]:
     having = {key: sum(key in of for of in measured.priors.values()) for key in measured.cases}
-    chosen: dict[str, Case] = {}
+    chosen: dict[Any, Case] = {}
     for most in sorted(set(having.values()) - {0}, reverse=True):
         for key, case in measured.cases.items():
-            kind = case.groups[2] if case.truth is not None else key
+            kind = case.groups[2] if case.truth is not None else files_of(case.sample.video)
             if having[key] == most and kind not in chosen and len(chosen) < CLIPS:
                 chosen[kind] = case
     return list(chosen.values())
