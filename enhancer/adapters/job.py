@@ -12,12 +12,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
 from enhancer.adapters.schema import ANSWER, AdapterRecipe, ReadingSettings, StageSettings
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample, load_samples
 from enhancer.jobs import Job
+from enhancer.processes import Process
+from enhancer.recipe import build
 from enhancer.runfolder import RunFolder, readable_write_errors, report_skipped, write_json
 from enhancer.shipped import quiet_libraries, student_path, torch_device
+from enhancer.train_settings import AlignmentSettings
 from enhancer.world import make_world
 from enhancer.world.make import finished
 from vdm_priors.errors import UserError
@@ -29,6 +34,9 @@ def run_adapter(recipe: AdapterRecipe, console: Console, fresh: bool = False) ->
 
     torch.set_num_threads(recipe.threads)
     quiet_libraries()
+    if Process.this().count > 1:
+        raise UserError("job: adapter trains in one process, on one GPU: start it without torchrun or accelerate launch, and "
+                        "reach a larger batch with training.accumulate.")
     run = RunFolder.open(Path(recipe.output) / recipe.name, recipe, resume=recipe.resume, fresh=fresh)
     status = "failed"
     try:
@@ -103,7 +111,8 @@ def train_baseline(run: RunFolder, recipe: AdapterRecipe, root: Path, console: C
     from vlm_hooks.adapters.te_fusion import Adapter as Frames
 
     stages = [stage for stage in recipe.stages if stage.objective == ANSWER] if recipe.baseline.train else []
-    stages = [replace(stage, training=replace(stage.training, rates={})) for stage in stages]
+    plain = AlignmentSettings(weight=0.0)
+    stages = [replace(stage, training=replace(stage.training, rates={}, alignment=plain)) for stage in stages]
     stages = [stage for stage in stages if any(stage.training.rate(part) for part in ("llm", "merger", "vision"))]
     folders = [run.folder / "baseline" / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
     reader = ClipReader(baseline_reading(recipe))
@@ -134,12 +143,24 @@ def _chain(run: RunFolder, recipe: AdapterRecipe, stages: list[StageSettings], f
             continue
         samples, problems = samples_of(recipe, stage, root)
         with readable_write_errors(run.folder), console.bar(stage.name, unit="step") as bar:
-            problems += run_stage(model, stage, samples, reader, folder, recipe.seed, bar)
+            problems += run_stage(model, stage, samples, reader, folder, recipe.seed, bar, stored_priors(recipe, stage))
         report_skipped(run, f"{folder.parent.name}/{folder.name}", problems, console)
         told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in stage_summary(folder).items()
                          if isinstance(value, float))
         console.note(f"{stage.name}: {told}")
     return model.eval()
+
+
+def stored_priors(recipe: AdapterRecipe, stage: StageSettings):
+    """The priors that a stage is aligned to, by sample; None where it is aligned to none. UserError for another folder."""
+    if not stage.training.alignment.weight:
+        return None
+    from enhancer.arms import StoredPriors
+    from enhancer.recipe_schema import EnhanceRecipe
+
+    run = RunFolder.existing(Path(recipe.priors.run)).folder
+    made_by = build(EnhanceRecipe, yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")), str(run / "recipe.yaml"))
+    return StoredPriors(run, made_by, recipe.priors.source)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------

@@ -97,6 +97,14 @@ class BaselineSettings:
 
 
 @dataclass
+class PriorsSettings:
+    """Motion priors for stages with training.alignment.weight above 0: those of a run of `job: enhance` on the same data."""
+
+    run: str = option(help="the run's folder, e.g. runs/quickstart; `enhancer extract` fills one without training")
+    source: str = option("vdm", "which of its sources")
+
+
+@dataclass
 class AdapterRecipe:
     """A codec adapter on a host, trained stage by stage and evaluated with its controls."""
 
@@ -116,6 +124,7 @@ class AdapterRecipe:
     reading: ReadingSettings = option(ReadingSettings())
     caption_question: str = option("What happens?", "the question that captions answer")
     stages: list[StageSettings] = option(help="the chain of stages, in order")
+    priors: PriorsSettings | None = option(None, "priors for the attention-alignment loss beside the answers'; null aligns nothing")
     baseline: BaselineSettings | None = option(BaselineSettings(), "frames at equal token budget; null leaves that arm out")
     evaluate: EvaluateSettings = option(EvaluateSettings())
 
@@ -142,6 +151,8 @@ class AdapterRecipe:
             if stage.objective not in (ANSWER, *kind.OBJECTIVES):
                 faults.append(f"stages.{stage.name}.objective: {self.adapter} has {', '.join((ANSWER, *kind.OBJECTIVES))}, not "
                               f"{stage.objective!r}")
+            if stage.training.alignment.weight and (self.priors is None or stage.objective != ANSWER):
+                faults.append(f"stages.{stage.name}.training.alignment.weight: needs `priors` and the objective answer")
         return faults
 
     def config(self) -> Any:

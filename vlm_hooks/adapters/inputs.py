@@ -62,7 +62,7 @@ class MotionClip:
         return [(time, max(motion.end, time + 1e-3)) for time, motion in zip(self.times, self.motion, strict=True)]
 
 
-def still(clip: MotionClip, picture: int = 0) -> MotionClip:
-    """A picture as a clip of one key frame that nothing follows (EMA, section 3.4: "a blank motion vector")."""
+def picture_clip(clip: MotionClip, picture: int = 0) -> MotionClip:
+    """One key frame as a clip that nothing follows, as pictures are given (EMA, section 3.4: "a blank motion vector")."""
     motion = Motion(np.zeros((0, 1, 1, 2), np.float32), np.zeros(0), clip.duration, np.zeros(0, int))
     return MotionClip(clip.frames[picture : picture + 1], [0.0], clip.duration, [motion], "none", clip.box)

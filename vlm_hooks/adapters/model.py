@@ -44,6 +44,7 @@ class AdapterModel(nn.Module):
         self.token_ids = add_tokens(host, adapter.special_tokens)
         self.made_for = fingerprint(host.model)  # the host as it came, before anything trains it
         host.prepare_groups(adapter.group)
+        self.register_state_dict_post_hook(_untied)
         self.student = AdaptedStudent(self, host.processor, host.folder, host, adapter)
 
     @classmethod
@@ -174,6 +175,16 @@ class AdapterModel(nn.Module):
             yield
         finally:
             handle.remove()
+
+
+def _untied(_module: nn.Module, state: dict[str, Tensor], _prefix: str, _metadata: Any) -> None:
+    """Leaves the second name of tied weights out, which safetensors does not take."""
+    seen: set[int] = set()
+    for name in list(state):
+        place = state[name].data_ptr()
+        if place and place in seen:
+            del state[name]
+        seen.add(place)
 
 
 def host_shape(student: Student) -> HostShape:

@@ -8,6 +8,7 @@ Legend: B samples, S sequence positions, T rows in time, H×W tokens of a frame.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,7 +131,13 @@ class AdaptedStudent(student.Student):
         counts = [len(clip.frames) for clip in shown]
         pixels = {**self.base.frame_inputs(shown), COUNTS: torch.tensor(counts)}
         shapes = self.base.frame_shapes(pixels, counts)
-        return pixels, [self.adapter.plan(clip, shape) for clip, shape in zip(clips, shapes, strict=True)]
+        return pixels, [self._plan(clip, shape) for clip, shape in zip(clips, shapes, strict=True)]
+
+    def _plan(self, clip: Any, shape: tuple[int, int, int]) -> list[Segment]:
+        """The adapter's plan, in whose cells is what the tower sees of the frames."""
+        seen = copy.copy(clip)
+        seen.box = self.covered_box(clip.box)
+        return self.adapter.plan(seen, shape)
 
     def _video_at(self, prompt: str) -> int:
         return prompt.index(self.processor.video_token)
@@ -187,7 +194,7 @@ class AdaptedStudent(student.Student):
         shapes = self.base.frame_shapes(pixels, inputs[COUNTS].tolist())
         found = []
         for clip, shape, ids in zip(clips, shapes, inputs["input_ids"].cpu(), strict=True):
-            plan = self.adapter.plan(clip, shape)
+            plan = self._plan(clip, shape)
             positions = torch.isin(ids, self._stream_ids()).nonzero()[:, 0]
             runs = positions[: sum(s.num_tokens for s in plan)].split([s.num_tokens for s in plan])
             found.append(list(zip(plan, runs, strict=True)))
