@@ -29,9 +29,10 @@ def add_lora(
     student.model is changed in place; the handle that comes back is for `merge_lora`. Adapters begin as zero: the
     model's outputs do not change. Raises UserError for a target that no layer has.
     """
-    inside = {name.rsplit(".", 1)[0] for part in parts for name, _ in student.parts()[part]}
-    modules = student.model.named_modules()
-    linear = [name for name, module in modules if isinstance(module, nn.Linear) and name in inside]
+    # a codec adapter wraps the transformers model, which is what peft knows how to handle
+    model = student.model.get_base_model() if hasattr(student.model, "get_base_model") else student.model
+    inside = {id(parameter) for part in parts for _, parameter in student.parts()[part]}
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module.weight) in inside]
     chosen = [name for name in linear if name.rsplit(".", 1)[-1] in targets]
     missing = [target for target in targets if not any(name.endswith(f".{target}") for name in chosen)]
     if missing:
@@ -39,7 +40,7 @@ def add_lora(
         raise UserError(f"training.lora.targets: no linear layer of {', '.join(parts)} is called {', '.join(missing)}; "
                         f"there are {there}.")
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=chosen)
-    return get_peft_model(student.model, config)
+    return get_peft_model(model, config)
 
 
 def merge_lora(handle: PeftModel) -> None:
