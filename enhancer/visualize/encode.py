@@ -56,7 +56,7 @@ def _clip(view: ClipView, blobs: Blobs, room: int) -> dict[str, Any]:
         "name": view.name, "text": view.text, "question": view.question, "answer": view.answer, "video": view.video,
         "times": [round(float(t), 4) for t in times], "frames": pictures, "facts": [list(map(str, fact)) for fact in view.facts],
         "words": [_word(word) for word in view.words], "maps": [_map_set(one, blobs, room) for one in view.maps],
-        "heads": view.heads and _heads(view.heads, blobs), "inversion": view.inversion and _inversion(view.inversion, blobs),
+        "heads": view.heads and _heads(view.heads, blobs), "inversion": view.inversion and _inversion(view.inversion, view.frames, blobs),
         "codec": view.codec and _codec(view.codec, blobs), "missing": missing,
     }
 
@@ -135,20 +135,21 @@ def _head_maps(maps: HeadMaps, frames: int, blobs: Blobs) -> dict[str, Any]:
         above = same_ufnf > maps.threshold[:, None, None, None]
     return {"rows": maps.rows, "places": maps.places.tolist(), "attention": blobs.add(attention),
             "above": blobs.add(np.packbits(above.reshape(len(above), -1), axis=1)), "mask": blobs.add(np.packbits(maps.inside)),
-            "threshold": [_number(value) for value in maps.threshold], "same": blobs.add(same_ufnf.astype("<f2"))}
+            "threshold": [_number(value) for value in maps.threshold]}
 
 
 # ---- inversion and codec -------------------------------------------------------------------------
 
 
-def _inversion(view: InversionView, blobs: Blobs) -> dict[str, Any]:
+def _inversion(view: InversionView, shown: np.ndarray | None, blobs: Blobs) -> dict[str, Any]:
     latents = None
     if view.latents is not None:
         values = np.clip((view.latents + LATENT_RANGE) / (2 * LATENT_RANGE), 0, 1)
         latents = {"blob": blobs.add((255 * values).round().astype(np.uint8)), "shape": list(values.shape),
                    "mean": _number(view.latents.mean()), "deviation": _number(view.latents.std())}
     psnr = view.frame_psnr()
-    return {"frames": _pictures(view.frames, blobs), "latents": latents, "psnr": _number(view.psnr_db),
+    own = shown is None or len(shown) != len(view.frames)  # else the clip's own frames serve
+    return {"frames": _pictures(view.frames, blobs) if own else None, "latents": latents, "psnr": _number(view.psnr_db),
             "reconstruction": None if view.reconstruction is None else _pictures(view.reconstruction, blobs),
             "frame_psnr": None if psnr is None else [_number(value) for value in psnr], "relative_l2": _number(view.relative_l2)}
 

@@ -25,6 +25,8 @@ STEPS = (2, 5, 10)
 RATIOS = (0.25, 0.5, 0.75)
 NEAR = 100  # places of a frame, of Figure 2
 MOST_HEADS = 12
+TEXT = 8.5  # points of Figure 3's text, in a fixed pitch
+CHARACTER = 0.602 * TEXT  # points that a character takes
 
 
 def steps_figure(view: ClipView, variants: dict[str, MapSet], word: int) -> Figure:
@@ -71,9 +73,11 @@ def sample_figure(view: ClipView) -> Figure:
     frames, chosen = frames_of(view), chosen_frames(view)
     height, width = frames.shape[1:3]
     tall = 1.6 * height / width
-    figure = Figure(figsize=(1.6 * len(chosen) + 1.2, 2.5 + tall * (1 + len(order))), layout="constrained")
-    text, table, *strips = figure.subfigures(2 + 1 + len(order), 1, height_ratios=[0.9, 1.6, *[tall] * (1 + len(order))])
-    _write_text(text, view)
+    wide = 1.6 * len(chosen) + 1.2
+    lines = 0.25 + 0.19 * (1 + int(len(view.text) * CHARACTER / (66 * wide)))
+    figure = Figure(figsize=(wide, lines + 1.2 + tall * (1 + len(order))), layout="constrained")
+    text, table, *strips = figure.subfigures(2 + 1 + len(order), 1, height_ratios=[lines, 1.2, *[tall] * (1 + len(order))])
+    _write_text(text, view, 0.92 * wide)
     _score_table(table, scored)
     rows = [("frames", frames), *((f"“{view.words[n].text}”", overlaid(frames, teacher, n, view.times)) for n in order)]
     for part, (name, values) in zip(strips, rows, strict=True):
@@ -143,22 +147,22 @@ def _picture(axis: object, picture: np.ndarray) -> None:
     axis.set_yticks([])
 
 
-def _write_text(part: object, view: ClipView) -> None:
-    """The text word by word, so that each has its own colour; lines break at 86 characters."""
+def _write_text(part: object, view: ClipView, width: float) -> None:
+    """The text word by word, so that each has its own colour; `width`: inches that lines may fill."""
     axis = part.subplots()
     axis.set_axis_off()
+    most = int(72 * width / CHARACTER)
     pieces, done = [], 0
     for word in view.words:
         pieces += [(view.text[done : word.start], False), (view.text[word.start : word.end], word.selected)]
         done = word.end
     column, line = 0, 0
     for piece, selected in [*pieces, (view.text[done:], False)]:
-        for text in piece.split("\n"):
-            if column + len(text) > 86:
-                column, line = 0, line + 1
-            axis.text(column / 88, 1 - 0.3 * line, text, family="monospace", fontsize=8.5, va="top", color=RED if selected else "black",
-                      transform=axis.transAxes, parse_math=False)
-            column += len(text)
+        if column + len(piece) > most:
+            column, line = 0, line + 1
+        axis.annotate(piece.replace("\n", " "), (0, 1), (column * CHARACTER, -13 * line), xycoords="axes fraction", textcoords="offset points",
+                      family="monospace", fontsize=TEXT, va="top", color=RED if selected else "black", parse_math=False)
+        column += len(piece)
 
 
 def _score_table(part: object, scored: list) -> None:

@@ -29,7 +29,7 @@ from vdm_priors.errors import ModelError
 from vdm_priors.extract import ALL_ROWS_BELOW, ExtractionSettings, frame_weights, run_teacher
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
-from vdm_priors.heads import HeadAccumulator, RowStatistics
+from vdm_priors.heads import HeadAccumulator, HeadMetrics, RowStatistics
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, motion_mask, read_text, text_maps
 
@@ -243,7 +243,8 @@ class _Steps:
         count, heads = len(layers), attention_lhrc.shape[1]
         by_layer = [s.metrics() for s in statistics]
         metrics = {name: np.stack([getattr(m, name).numpy() for m in by_layer]) for name in ("dfc", "tcs", "dsr")}
-        metrics["score"] = np.full((count, heads), np.nan)
+        among = HeadMetrics(*(torch.from_numpy(metrics[name].ravel()) for name in ("dfc", "tcs", "dsr")))
+        metrics["score"] = among.score().numpy().reshape(count, heads)
         names = [f"layer {layer}" for layer in layers]
         scores = prior.provenance.get("head_scores")
         if settings.head_scope == "layer_head":
@@ -264,7 +265,8 @@ class _Steps:
         if len(few) > 1:
             keep = torch.isin(self.places, few).nonzero().flatten() if len(few) < len(self.places) else torch.arange(len(self.places))
             maps.append(self._head_maps(list(range(1, count + 1)), attention_lhrc.flatten(0, 1), statistics, keep))
-        return HeadsView(["mean over layers", *names], metrics, selected, [0] if scores else [], self.grid, maps, _standing(scores))
+        note = f"{_standing(scores)} Layers' sums are standardised among the layers' heads."
+        return HeadsView(["mean over layers", *names], metrics, selected, [0] if scores else [], self.grid, maps, note)
 
     def _head_maps(self, rows: list[int], attention_urc: Tensor, statistics: list[RowStatistics],
                    keep: Tensor | None = None) -> HeadMaps:

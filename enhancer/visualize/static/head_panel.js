@@ -2,12 +2,8 @@
 
 const bit = (packed, index) => (packed[index >> 3] >> (7 - (index & 7))) & 1;
 
-/** A number of 16 bits as IEEE half precision. */
-function half(low, high) {
-  const bits = low | (high << 8), exponent = (bits >> 10) & 31, part = bits & 1023;
-  const size = exponent === 31 ? (part ? NaN : Infinity) : exponent ? 2 ** (exponent - 15) * (1 + part / 1024) : part * 2 ** -24;
-  return bits >> 15 ? -size : size;
-}
+/** Attention, times uniform, of a stored byte; NaN where not known. */
+const attentionOf = byte => byte ? 2 ** (DATA.octaves * ((byte - 1) / 127 - 1)) : NaN;
 
 /** Where a head's arrays are: {maps, unit} or null if the page has no map of it. */
 function mapOfHead(heads, chosen) {
@@ -92,7 +88,7 @@ function readWhole(event, canvas, heads, slot, readout) {
   const [c, r] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map(part => Math.max(0, Math.min(side - 1, Math.floor(part * side))));
   const value = bytes(maps.attention)[unit * side * side + r * side + c];
   const name = index => `frame ${Math.floor(index / count) + 1}, row ${Math.floor(maps.places[index % count] / heads.shape[2]) + 1}, column ${maps.places[index % count] % heads.shape[2] + 1}`;
-  readout.textContent = `from ${name(r)} to ${name(c)}: ${value ? short(2 ** (DATA.octaves * ((value - 1) / 127 - 1)), 2) + "×" : "not known"}`;
+  readout.textContent = `from ${name(r)} to ${name(c)}: ${value ? short(attentionOf(value), 2) + "×" : "not known"}`;
   if (event.type === "pointerdown") set({ place: heads.maps[0].places.indexOf(maps.places[r % count]) });
 }
 
@@ -102,10 +98,8 @@ const placeIn = (heads, { maps }) => state.place < 0 ? -1 : maps.places.indexOf(
 /** Draws A_s [F, F]; returns which entries of each place lie above τ, as a function (place, from, to). */
 function drawCross(canvas, heads, found) {
   const { maps, unit } = found, frames = heads.shape[0], count = maps.places.length, place = placeIn(heads, found);
-  const raw = bytes(maps.same), value = (p, a, b) => {
-    const at = 2 * (((unit * count + p) * frames + a) * frames + b);
-    return half(raw[at], raw[at + 1]);
-  };
+  const side = frames * count, data = bytes(maps.attention);
+  const value = (p, a, b) => attentionOf(data[(unit * side + a * count + p) * side + b * count + p]);
   const packed = bytes(maps.above), stride = Math.ceil(count * frames * frames / 8);
   const above = (p, a, b) => bit(packed, 8 * stride * unit + (p * frames + a) * frames + b);
   const pen = canvas.drawing(), size = 240 / frames;

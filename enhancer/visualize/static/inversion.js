@@ -2,7 +2,8 @@
 
 function inversionSection() {
   const made = section("inversion", "Inversion", "What the teacher saw, the noise that inverting it ended at, and what denoising that noise under the text gives back.");
-  const view = clip().inversion;
+  const stored = clip().inversion;
+  const view = stored && { ...stored, frames: stored.frames || clip().frames };
   if (!view) {
     if (!(clip().missing.inversion || []).length) made.append(el("p", { className: "gap" }, "Nothing of the inversion is at hand: a prior's file holds its PSNR only, and the teacher was not asked again."));
     return made;

@@ -53,17 +53,17 @@ function build() {
 
 document.addEventListener("keydown", event => {
   if (event.ctrlKey || event.altKey || event.metaKey || document.getElementById("help").open) return;
-  const inside = event.target.closest && event.target.closest("input, select, .heads");
-  const frames = clip().times.length, words = clip().words.length;
+  const at = selector => event.target.closest && event.target.closest(selector);
+  const frames = clip().times.length, words = clip().words.length, number = SECTIONS[Number(event.key) - 1];
+  const own = at("select") || at("input") && event.key.startsWith("Arrow");  // keys that the control itself answers
   const act = {
     ArrowLeft: () => set({ frame: (state.frame + frames - 1) % frames, playing: false }), ArrowRight: () => set({ frame: (state.frame + 1) % frames, playing: false }),
     "[": () => set({ word: (state.word + words - 1) % words }), "]": () => set({ word: (state.word + 1) % words }),
-    "?": () => document.getElementById("help").showModal(),
+    "?": () => document.getElementById("help").showModal(), " ": () => set({ playing: !state.playing }),
   }[event.key];
-  const number = SECTIONS[Number(event.key) - 1];
-  if (event.key === " " && !event.target.closest("button, input, select, summary, a")) set({ playing: !state.playing });
-  else if (number && !inside) document.getElementById(number[0]).scrollIntoView();
-  else if (act && !inside && (words || !"[]".includes(event.key))) act();
+  if (own || event.key === " " && at("button, input, summary, a") || "[]".includes(event.key) && !words) return;
+  if (number) document.getElementById(number[0]).scrollIntoView();
+  else if (act) act();
   else return;
   event.preventDefault();
 });

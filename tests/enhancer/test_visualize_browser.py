@@ -1,0 +1,136 @@
+"""The page in a headless Chromium: every control, keys, hostile texts, two widths, and how soon it shows a picture."""
+
+from __future__ import annotations
+
+import pytest
+
+from enhancer.visualize.page import write_page
+from tests.enhancer.browser import CHROMIUM, WHY_NOT, Browser
+from tests.enhancer.fake_run import HOSTILE
+from tests.enhancer.fake_views import fake_view, large_page
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)]
+FIRST_PICTURE = 3.0  # seconds
+
+OPERATE_ALL = """(async () => {
+  const frame = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const done = {};
+  const count = name => { done[name] = (done[name] || 0) + 1; };
+  document.querySelectorAll("details").forEach(one => { one.open = true; });
+  await frame();
+  for (const box of document.querySelectorAll("input[type=checkbox]")) for (let n = 0; n < 2; n++) { box.click(); await frame(); count("boxes"); }
+  for (const range of document.querySelectorAll("input[type=range]")) for (const value of [range.min, range.max]) {
+    range.value = value; range.dispatchEvent(new Event("input", {bubbles: true})); await frame(); count("ranges"); }
+  for (const select of [...document.querySelectorAll("main select")]) for (const option of [...select.options]) {
+    select.value = option.value; select.dispatchEvent(new Event("change", {bubbles: true})); await frame(); count("options"); }
+  for (const canvas of document.querySelectorAll("canvas")) for (const kind of ["pointermove", "pointerdown"]) {
+    const box = canvas.getBoundingClientRect();
+    canvas.dispatchEvent(new PointerEvent(kind, {bubbles: true, clientX: box.left + box.width / 3, clientY: box.top + box.height / 2})); count("canvases"); }
+  for (const chart of document.querySelectorAll("svg.chart")) { chart.dispatchEvent(new MouseEvent("click", {bubbles: true, clientX: 300, clientY: 10})); count("charts"); }
+  for (const row of document.querySelectorAll("tbody tr")) { row.click(); count("rows"); }
+  for (const button of [...document.querySelectorAll("button")]) { if (button.isConnected) { button.click(); await frame(); count("buttons"); } }
+  for (const link of document.querySelectorAll("nav a")) { link.click(); count("links"); }
+  document.querySelectorAll("dialog").forEach(dialog => dialog.close());
+  const clips = document.querySelector("header select");
+  if (clips) { clips.value = "1"; clips.dispatchEvent(new Event("change", {bubbles: true})); await frame(); count("clips"); }
+  return done;
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def two_clips(tmp_path_factory):
+    """A whole clip of judged means and layers with hostile texts everywhere, and one of which nearly all is missing."""
+    whole = fake_view(text=f"What does {HOSTILE} do at the wall?", name=HOSTILE, heads=20, layers=4, places=4, by_layer=False, frames=9)
+    whole.question, whole.answer = HOSTILE * 3, HOSTILE
+    whole.facts.append((HOSTILE, "x" * 300))
+    whole.lacks("maps", HOSTILE)
+    bare = fake_view(name="y" * 200, by_layer=True)
+    bare.frames = bare.heads = bare.inversion = bare.codec = None
+    bare.times = []
+    bare.maps = bare.maps[1:2]
+    for section in ("clip", "heads", "codec"):
+        bare.lacks(section, f"Nothing of the {section} is there: {'long ' * 40}")
+    for word in bare.words:
+        word.score = word.curve = None
+    return write_page([whole, bare], tmp_path_factory.mktemp("page") / "page.html", HOSTILE, HOSTILE)
+
+
+@pytest.mark.parametrize(("width", "phone"), [(390, True), (1440, False)])
+def test_every_control_works_and_nothing_overflows(browser, two_clips, width, phone):
+    browser.open(two_clips, width, phone=phone)
+    assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    done = browser.run(OPERATE_ALL)
+    assert done["boxes"] == 8 and done["clips"] == 1 and done["options"] > 40 and done["buttons"] > 100 and done["canvases"] > 30, done
+    assert browser.problems == []
+    assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    assert "Nothing of the codec is there" in browser.run("document.getElementById('codec').textContent")
+
+
+def test_hostile_texts_are_shown_as_text(browser, two_clips):
+    browser.open(two_clips, 1440)
+    assert HOSTILE in browser.run("document.querySelector('h1').textContent")
+    assert HOSTILE in browser.run("document.querySelector('#maps .gap').textContent")
+    assert browser.run("document.querySelectorAll('img, iframe, object').length") == 0
+    assert browser.run("document.scripts.length") == browser.run("document.querySelectorAll('body > script').length")
+    assert browser.problems == []
+
+
+def test_keys_and_clicks_change_what_is_drawn(browser, two_clips):
+    browser.open(two_clips, 1440)
+    picture = "document.querySelectorAll('#maps .panel canvas')[1].toDataURL()"
+    first = browser.run(picture)
+    browser.press("ArrowRight")
+    assert browser.run("document.querySelector('#transport input').value") == "1"
+    assert browser.run(picture) != first
+    browser.press("ArrowLeft")
+    assert browser.run(picture) == first
+    chosen = "document.querySelector('.word[aria-pressed=true]').textContent"
+    before = browser.run(chosen)
+    browser.press("]")
+    assert browser.run(chosen) != before
+    browser.run("document.querySelector('.head').focus()")
+    browser.press("ArrowDown")
+    browser.press("ArrowRight")
+    assert browser.run("document.activeElement.getAttribute('aria-label')").startswith("layer 0, head 1:")
+    left = "document.querySelector('.headpanel figcaption').textContent"
+    assert not browser.run(left).startswith("layer 0, head 1")
+    browser.run("document.activeElement.click()")
+    browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert browser.run(left).startswith("layer 0, head 1")
+    browser.press("?", text="?")
+    assert browser.run("document.getElementById('help').open")
+    browser.press("Escape")
+    assert not browser.run("document.getElementById('help').open") and browser.problems == []
+
+
+def test_a_map_is_drawn_where_and_as_bright_as_it_is(browser, tmp_path):
+    """One dense cell of an otherwise empty map: that cell has the last colour of the scale, the others the first."""
+    view = fake_view(grid=(2, 3, 4), frames=4)
+    view.frames = None
+    view.maps = view.maps[1:2]
+    view.maps[0].maps[:] = 0
+    view.maps[0].maps[:, :, 2, 1] = 64
+    browser.open(write_page([view], tmp_path / "page.html", "map"), 1440)
+    browser.run("(() => { const r = document.querySelector('#maps input[type=range]'); r.value = 1; r.dispatchEvent(new Event('input')); })()")
+    browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    pixel = """(x, y) => { const c = document.querySelector('#maps .panel canvas');
+      return [...c.getContext('2d').getImageData(Math.floor(x * c.width), Math.floor(y * c.height), 1, 1).data].slice(0, 3); }"""
+    assert browser.run(f"({pixel})(1.5 / 4, 2.5 / 3)") == [253, 231, 37]  # viridis
+    assert browser.run(f"({pixel})(0.5 / 4, 2.5 / 3)") == browser.run(f"({pixel})(1.5 / 4, 0.5 / 3)") == [68, 1, 84]
+
+
+def test_a_large_page_shows_its_first_picture_within_three_seconds(browser, tmp_path):
+    """48 heads, 42 layers, 49 frames. Seconds of the page's own thread, so that a busy machine does not count."""
+    path = tmp_path / "large.html"
+    path.write_text(large_page(by_layer=False), encoding="utf-8")
+    browser.call("Performance.enable", timeDomain="threadTicks")
+    browser.open(path, 1440)
+    metrics = {one["name"]: one["value"] for one in browser.call("Performance.getMetrics")["metrics"]}
+    browser.call("Performance.disable")
+    assert metrics["TaskDuration"] <= FIRST_PICTURE and browser.problems == []
