@@ -33,7 +33,8 @@ def _world() -> WorldSettings:
 
 def _training() -> TrainSettings:
     return TrainSettings(steps=1600, optimizer="muon", learning_rate_llm=4e-3, learning_rate_merger=2e-3,
-                         learning_rate_vision=1e-3, weight_decay=0.05, warmup=0.05, save_every=200, alignment=AlignmentSettings(weight=0.0))
+                         learning_rate_vision=1e-3, weight_decay=0.05, warmup=0.05, save_every=200,
+                         alignment=AlignmentSettings(weight=0.0))
 
 
 @dataclass
@@ -41,16 +42,17 @@ class Round:
     """One training of the base student, on a world of its own."""
 
     steps: int = field(default=1600, metadata={"help": "optimiser steps", "min": 1})
-    short: float = field(default=0.4, metadata={"help": "share of clips with a short question: one colour, shape, number or square",
-                                                "min": 0, "max": 1})
-    description: float = field(default=0.3, metadata={"help": "share of clips whose things are to be named, with their squares; the "
-                                                              "others are asked for the squares of named things", "min": 0, "max": 1})
+    short: float = field(default=0.4, metadata={
+        "help": "share of short questions among the samples: one colour, shape, number or square", "min": 0, "max": 1})
+    description: float = field(default=0.3, metadata={
+        "help": "share of samples in which the things are to be named, with their squares; the rest asks for the squares "
+                "of named things", "min": 0, "max": 1})
 
 
 def _rounds() -> list[Round]:
     """All three kinds of questions all the time: squares of named things teach to see, descriptions to read names off the
     clip, and short answers, whose few tokens count little beside those, how questions are answered."""
-    return [Round(), Round()]
+    return [Round(), Round(1200)]
 
 
 @dataclass
@@ -73,7 +75,7 @@ class StudentTraining:
     def check(self) -> list[str]:
         """Faults between keys, as sentences with the dotted path."""
         faults = [] if self.rounds else ["training.rounds: at least one round is needed"]
-        return faults + [f"training.rounds.{n}: short and description are shares of the same clips; {one.short:g} and "
+        return faults + [f"training.rounds.{n}: short and description are shares of the same samples; {one.short:g} and "
                          f"{one.description:g} are more than 1" for n, one in enumerate(self.rounds)
                          if one.short + one.description > 1]
 
@@ -126,11 +128,17 @@ def train_student(folder: Path, settings: StudentTraining, progress=None) -> Pat
 
 
 def asked(samples: list[Sample], one: Round, seed: int) -> list[Sample]:
-    """Of each clip one sample, of the kinds and shares that the round names."""
-    kinds = {kind: [s for s in samples if s.question_type == kind] for kind in ("places", "short", "description")}
-    shares = (1 - one.short - one.description, one.short, one.description)
-    drawn = random.Random(seed).choices(range(3), shares, k=len(kinds["places"]))
-    return [clip[n] for clip, n in zip(zip(*kinds.values(), strict=True), drawn, strict=True)]
+    """As many different samples as have the round's shares: of the commonest kind every one, of the others a part.
+
+    Few samples seen often are learnt by heart: with one sample a clip, five times, colours stayed at what guessing among
+    the things of the clip gives.
+    """
+    shares = {"places": 1 - one.short - one.description, "short": one.short, "description": one.description}
+    draw, chosen = random.Random(seed), []
+    for kind, share in shares.items():
+        of_kind = [sample for sample in samples if sample.question_type == kind]
+        chosen += draw.sample(of_kind, round(len(of_kind) * share / max(shares.values())))
+    return sorted(chosen, key=lambda sample: sample.id)
 
 
 def _world_of_round(folder: Path, settings: StudentTraining, number: int, progress) -> Path:
