@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from enhancer.cli import app
 from enhancer.video.codec import Origin, Validity, read_motion
+from enhancer.video.codec.field import turned_upright
 from tests.video.clips import panned, write
 
 
@@ -53,6 +56,32 @@ def test_references_and_cuts_of_a_real_clip(videos):
     assert np.flatnonzero(field.cuts).tolist() == [30]
 
 
+@pytest.fixture(scope="module")
+def street(videos):
+    """[12, 272, 320, 3]: a car passes while the camera is nearly still."""
+    with av.open(str(videos["bikes"])) as container:
+        shots = [frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(62), strict=False)]
+    return np.stack(shots[50:])[:, :, :320]
+
+
+@pytest.fixture(scope="module")
+def plain(street, tmp_path_factory):
+    """Its motion, by H.264."""
+    path = tmp_path_factory.mktemp("street") / "plain.mp4"
+    return read_motion(write(path, street, options={"preset": "medium", "crf": "18"}))
+
+
+def agreement(field, plain):
+    """Share of the cells that move fast in `plain`, and that both know, in which `field` moves the same way. Fields [T, R,
+    C] upright; without motion it is 0."""
+    both = plain.valid & field.valid
+    off = np.hypot(*np.moveaxis(plain.displacement - field.displacement, -1, 0))
+    speed = np.hypot(*np.moveaxis(plain.displacement, -1, 0))
+    fast = both & (np.nan_to_num(speed) > 1.5)
+    assert both[1:].mean() > 0.6 and fast.sum() > 3000
+    return (off[fast] < np.maximum(0.5 * speed[fast], 1.0)).mean()
+
+
 @pytest.mark.parametrize(
     "codec, suffix, options, own",
     [
@@ -63,21 +92,41 @@ def test_references_and_cuts_of_a_real_clip(videos):
         ("mpeg4", ".avi", {"qmax": "5"}, True),
     ],
 )
-def test_a_real_clip_in_other_codecs_moves_the_same_way(videos, tmp_path, codec, suffix, options, own):
-    """Against the H.264 field of the same pictures, where both know the motion."""
-    with av.open(str(videos["bikes"])) as container:  # a car passes while the camera is nearly still
-        shots = [frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(62), strict=False)]
-    pictures = np.stack(shots[50:])[:, :, :320]
-    plain = read_motion(write(tmp_path / "plain.mp4", pictures, options={"preset": "medium", "crf": "18"}))
-    field = read_motion(write(tmp_path / f"other{suffix}", pictures, codec, options))
+def test_a_real_clip_in_other_codecs_moves_the_same_way(street, plain, tmp_path, codec, suffix, options, own):
+    field = read_motion(write(tmp_path / f"other{suffix}", street, codec, options))
     assert set(field.origin.tolist()) == ({Origin.NATIVE} if own else {Origin.REENCODED})
-    both = plain.valid & field.valid
-    assert both[1:].mean() > 0.6
-    off = np.hypot(*np.moveaxis(plain.displacement - field.displacement, -1, 0))
-    speed = np.hypot(*np.moveaxis(plain.displacement, -1, 0))
-    fast = both & (np.nan_to_num(speed) > 1.5)
-    agree = off[fast] < np.maximum(0.5 * speed[fast], 1.0)
-    assert fast.sum() > 3000 and agree.mean() > 0.5, agree.mean()  # no motion at all would give 0
+    assert agreement(field, plain) > 0.5
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"options": {"preset": "ultrafast"}},
+        {"options": {"preset": "superfast", "bf": "3"}},
+        {"options": {"preset": "veryfast", "bf": "0"}},
+        {"options": {"preset": "medium", "bf": "0"}},
+        {"options": {"preset": "slower"}},
+        {"options": {"preset": "medium", "x264-params": "tff=1"}},
+        {"milliseconds": [40 * n + 25 * (n % 2) for n in range(12)]},
+        {"rotation": 90},
+        {"size": (271, 319)},
+        {"aspect": Fraction(4, 3), "audio_first": True},
+    ],
+    ids=["ultrafast", "superfast", "veryfast", "no B-frames", "slower", "interlaced", "variable", "rotated", "odd", "wide"],
+)
+def test_a_real_clip_in_other_forms_moves_the_same_way(street, plain, tmp_path, form):
+    how = {"options": {"preset": "medium"}, **form}
+    height, width = how.pop("size", street.shape[1:3])
+    field = read_motion(write(tmp_path / "form.mkv" if "milliseconds" in form else tmp_path / "form.mp4",
+                              street[:, :height, :width], **how))
+    assert len(field.times) == 12 and "-" not in field.kinds and set(field.origin.tolist()) == {Origin.NATIVE}
+    assert field.size == ((width, height) if "rotation" in form else (height, width))
+    if "milliseconds" in form:
+        assert field.times == pytest.approx(np.array(form["milliseconds"]) / 1000, abs=2e-3)
+    if "rotation" in form:  # back to lie as it is stored
+        field = replace(field, displacement=turned_upright(field.displacement, 3, vectors=True),
+                        validity=turned_upright(field.validity, 3))
+    assert agreement(field, plain) > 0.5
 
 
 def test_the_command_tells_what_there_is_and_draws_it(videos, tmp_path):
