@@ -43,7 +43,7 @@ def needed_sources(recipe: EnhanceRecipe) -> list[SourceSpec]:
 
 
 def _with_words(spec: SourceSpec, recipe: EnhanceRecipe) -> SourceSpec:
-    """The spec in which every source of places alone is made from the teacher's prior, where the words are that one's."""
+    """The spec in which every source of places alone is made from the teacher's prior, where the words are its."""
     if recipe.sources.words == ["vdm"] and spec.name in PLACES_ALONE:
         return dataclasses.replace(spec, of=(SourceSpec("vdm"),))
     return dataclasses.replace(spec, of=tuple(_with_words(part, recipe) for part in spec.of))

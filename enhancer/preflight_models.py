@@ -147,8 +147,8 @@ def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: 
                                      for name, tflops in CARDS.items())),
         (f"{whose}memory of the teacher", f"about {cost.memory / MB:,.0f} MB",
          f"weights {cost.weights / MB:,.0f}{visiting} + activations {cost.activations / MB:,.0f} + harvest "
-         f"{cost.harvest / MB:,.0f}{kept} MB for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the VAE's "
-         f"own"),
+         f"{cost.harvest / MB:,.0f}{kept} MB for teacher.batch_size {cost.batch_size} in {cost.dtype}, without the "
+         f"VAE's own"),
     ]
     have = device_memory()
     if have and cost.memory > have:
@@ -166,7 +166,7 @@ def _seconds(seconds: float) -> str:
 
 
 def light_student(name: str) -> tuple[Any, int]:
-    """A student without its model, for prompts and token counts, and the longest sequence it takes. Raises ModelError."""
+    """A student without its model, for prompts and token counts, and its longest sequence. Raises ModelError."""
     from vlm_hooks.families import find_family
 
     student = find_family(name).Student.without_weights(name)

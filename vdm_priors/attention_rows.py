@@ -1,8 +1,8 @@
 """Exact probabilities of chosen attention rows, a part at a time: never more of them than a device's cache holds.
 
-A part is (index, values): where its numbers stand in the whole [b, h, r, k]. Queries see the keys of one stream or, with
-a reference, of two, one after the other; `cells` are the slices of the keys that show the clip's cells, and a cell's
-probability is the sum over its keys.
+A part is (index, values): where its numbers stand in the whole [b, h, r, k]. Queries see the keys of one stream or,
+with a reference, of two, one after the other; `cells` are the slices of the keys that show the clip's cells, and a
+cell's probability is the sum over its keys.
 
 Legend: b batch, h heads, r query rows, k keys, S_v cells, t text keys, d head width.
 """

@@ -12,8 +12,8 @@ One forward of one clip, with P parameters of the transformer and S tokens (visi
                            has a cross-attention
 
 The VAE's arithmetic is counted by running it on the meta device. Memory is weights + activations + harvest + kept
-keys, each by the formula beside it; the VAE's activations are left out. Of parts that are offloaded one at a time visits, and leaves
-before the transformer works.
+keys, each by the formula beside it; the VAE's activations are left out. Of parts that are offloaded one at a time
+visits, and leaves before the transformer works.
 
 Legend: B clips, S tokens, S_v vision tokens, L text tokens, H heads, T harvested text tokens, R harvested rows.
 """
@@ -50,8 +50,8 @@ class Estimate:
     parameters: by part; forwards: of the transformer, in clips (a clip's text, negative text and reference are three);
     forward_flops: of one such forward without a reference to look at; network_flops: of all of them, with it;
     vae_flops: encoding, and decoding where the reconstruction is measured; weights, visiting, activations, harvest,
-    kept: bytes of networks that stay, of the largest that is offloaded, of a forward, of the harvest's sums, of keys and
-    values of the inversion (memory_from inversion), which a GPU that has no room leaves to main memory.
+    kept: bytes of networks that stay, of the largest that is offloaded, of a forward, of the harvest's sums, of keys
+    and values of the inversion (memory_from inversion), which a GPU that has no room leaves to main memory.
     """
 
     parameters: dict[str, int]

@@ -17,14 +17,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vdm_priors.conditioning import TextInput, repeat_text
 from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError
+from vdm_priors.forwards import reconstruction_quality, run_teacher, to_frames
 from vdm_priors.grid import TokenGrid
-from vdm_priors.harvest import DIRECTIONS, Harvest, HarvestRequest, harvest
+from vdm_priors.harvest import DIRECTIONS, Harvest, HarvestRequest
 from vdm_priors.heads import HeadAccumulator, sample_rows
-from vdm_priors.inversion import InversionTrajectory, invert, probe, reconstruct
-from vdm_priors.kept_memory import KeptPath
+from vdm_priors.inversion import InversionTrajectory
 from vdm_priors.prior import MotionPrior
 from vdm_priors.selection import TeacherText, choose_heads, choose_words, motion_mask, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings
@@ -37,7 +36,6 @@ __all__ = [
 ALL_ROWS_BELOW = 4096  # vision tokens below which rows: auto takes every row (METHOD.md); as many rows are streamed
 AUTO_ROWS = 512
 KEPT_BYTES = 2**30  # of a clip's kept rows, float32 over all vision tokens; rows beyond it are streamed
-HIGHEST_PSNR = 100.0  # dB; an exact reconstruction has no finite one
 VERSIONS_OF = ("torch", "diffusers", "transformers")
 
 
@@ -96,7 +94,7 @@ def extract_priors(
     return [
         ExtractionArtifacts(
             prior,
-            frames=_to_frames(pixels[index]),
+            frames=to_frames(pixels[index]),
             inverted=None if trajectory is None else trajectory.noise[index].cpu(),
             reconstruction=None if decoded is None else decoded[index],
         )
@@ -145,12 +143,12 @@ def _extract(
     harvested, trajectory, rebuilt = run_teacher(
         teacher, latents, embeds, request, settings, on_step
     )
-    quality, decoded = _reconstruction(teacher, pixels, latents, rebuilt, settings)
+    quality, decoded = reconstruction_quality(teacher, pixels, latents, rebuilt, settings)
     common = {
         "source": "vdm",
         **_describe(teacher),
         "frame_size": list(pixels.shape[-2:]),
-        "attention_heads": teacher.transformer.config.num_attention_heads,  # of a layer: head_scores may be of all layers'
+        "attention_heads": teacher.transformer.config.num_attention_heads,  # of a layer; head_scores may be of all
         "versions": {name: version(name) for name in VERSIONS_OF},
     }
     priors: dict[str, list[MotionPrior]] = {direction: [] for direction in directions}
@@ -231,58 +229,6 @@ def frame_weights(grid: TokenGrid, settings: ExtractionSettings) -> Tensor | flo
     return (seconds / seconds.mean())[:, None, None]
 
 
-# ---- the teacher's forwards --------------------------------------------------------------------
-
-
-def run_teacher(
-    teacher: Any,
-    latents: Tensor,
-    embeds: TextInput,
-    request: HarvestRequest,
-    settings: ExtractionSettings,
-    on_step: Callable[[str, int, int], None] | None = None,
-) -> tuple[Harvest, InversionTrajectory | None, Tensor | None]:
-    """Invert latents [B, F, C, h, w] and denoise them under texts [B, L, D]; harvest in one of the two, or with noise.
-
-    Returns the harvest, the way to noise (None if nothing was inverted), and the denoised latents (None if none were).
-    """
-
-    def told(phase: str) -> Callable[[int, int, Tensor], None] | None:
-        if on_step is None:
-            return None
-        return lambda step, t, x: on_step(phase, step, settings.steps)
-
-    empty = repeat_text(teacher.encode_text([""])[0], len(latents))
-    kept = KeptPath() if settings.keeps_path else None
-
-    def inverted(text: TextInput) -> InversionTrajectory:
-        return invert(teacher, latents, text, settings.steps, told("inversion"), settings.refinements, kept)
-
-    def denoise(trajectory: InversionTrajectory) -> Tensor:
-        return reconstruct(
-            teacher, trajectory, embeds, empty, settings.guidance, settings.memory,
-            on_step=told("denoise"), kept=kept,
-        )
-
-    if settings.harvest_at == "denoise":
-        # the empty prompt leaves the clip's content to the latents, and needs no guidance pass
-        trajectory = inverted(empty)
-        with harvest(teacher, request) as harvested:
-            rebuilt = denoise(trajectory)
-        return harvested, trajectory, rebuilt
-    if settings.harvest_at == "noise":
-        with harvest(teacher, request) as harvested:
-            probe(teacher, latents, embeds, settings.steps, settings.noise_ceiling, settings.seed, told("noise"))
-        if not settings.reconstruction:
-            return harvested, None, None
-        trajectory = inverted(empty)
-        return harvested, trajectory, denoise(trajectory)
-    # the rows of a text exist only where the network reads it
-    with harvest(teacher, request) as harvested:
-        trajectory = inverted(embeds)
-    return harvested, trajectory, denoise(trajectory) if settings.reconstruction else None
-
-
 def query_rows(settings: ExtractionSettings, tokens: int, heads: int) -> tuple[int | str, bool]:
     """How many of `tokens` vision rows judge `heads` heads, and whether they are streamed: no map, only its statistics.
 
@@ -323,39 +269,6 @@ def _request(
         head_scope=settings.head_scope,
         memory_columns=settings.memory_columns,
     )
-
-
-def _reconstruction(
-    teacher: Any,
-    pixels: Tensor,
-    latents: Tensor,
-    rebuilt: Tensor | None,
-    settings: ExtractionSettings,
-) -> tuple[list[dict[str, float | None]], Tensor | None]:
-    """Per clip latent relative L2 and PSNR in dB, None where not measured; frames if decoded.
-
-    Frames are uint8 [B, N, H, W, 3].
-    """
-    quality: list[dict[str, float | None]]
-    quality = [{"psnr_db": None, "latent_relative_l2": None} for _ in latents]
-    if rebuilt is None:
-        return quality, None
-    for index, (x, x0) in enumerate(zip(rebuilt, latents, strict=True)):
-        size = x0.norm().clamp(min=torch.finfo(torch.float32).tiny)
-        quality[index]["latent_relative_l2"] = float((x - x0).norm() / size)
-    if not settings.reconstruction:
-        return quality, None
-    decoded = teacher.decode(rebuilt, pixels.shape[2]).clamp(-1, 1)
-    for index, (y, original) in enumerate(zip(decoded, pixels, strict=True)):
-        error = float(((y - original) / 2).square().mean())  # of a signal of peak 1
-        psnr = -10 * torch.tensor(max(error, 1e-10)).log10()
-        quality[index]["psnr_db"] = min(float(psnr), HIGHEST_PSNR)
-    return quality, torch.stack([_to_frames(y) for y in decoded])
-
-
-def _to_frames(pixels: Tensor) -> Tensor:
-    """[3, N, h, w] in [-1, 1] -> uint8 [N, h, w, 3] on the CPU."""
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu()
 
 
 def _check_batch(teacher: Any, clips: Sequence[ClipLike], texts: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ class RunningMeans:
     def add(
         self, name: str, layer: int, shape: Sequence[int], device: torch.device, parts: Iterable[tuple[Any, Tensor]]
     ) -> None:
-        """Add a layer's numbers [B, heads, rows, columns] of a forward: (index, values), which together are all of them.
+        """Add a layer's numbers [B, heads, rows, columns] of a forward: (index, values), together all of them.
 
         Raises ModelError if the shape is not that of the forwards before.
         """

@@ -10,13 +10,14 @@ encoding by the VAE, 5 steps of inversion, of denoising or of noise probing with
 words.
 
 Ways (docs/teachers.md, "How to ask"): the paper's (guidance and reference stream), without guidance, the same with the
-inversion's keys kept, without memory, without both, at inversion, noise probing. Seconds are the clock's, synchronised, the quickest of TURNS after a first
-one; on a CPU CPU seconds. "other" is what the estimate says for the card (400 TFLOP/s) or a CPU core. Memory is the
-largest allocation, of the weights too (on a CPU none is printed). --offload: the VAE is on the GPU only while it works.
+inversion's keys kept, without memory, without both, at inversion, noise probing. Seconds are the clock's, synchronised,
+the quickest of TURNS after a first one; on a CPU CPU seconds. "other" is what the estimate says for the card (400
+TFLOP/s) or a CPU core. Memory is the largest allocation, of the weights too (on a CPU none is printed). --offload: the
+VAE is on the GPU only while it works.
 
-Aims on an H100-class card: the paper's way ≤ 25 s, kept keys ≤ 10 s, at inversion ≤ 5 s, peak ≤ 60 GB, and
-≤ 24 GB with --offload and at inversion. Prints JSON lines {"name", "ours",
-"other", "ratio", "unit", "n", "machine"}, which are appended to benchmarks.jsonl as well.
+Aims on an H100-class card: the paper's way ≤ 25 s, kept keys ≤ 10 s, at inversion ≤ 5 s, peak ≤ 60 GB, and ≤ 24 GB with
+--offload and at inversion. Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}, which are
+appended to benchmarks.jsonl as well.
 """
 
 from __future__ import annotations

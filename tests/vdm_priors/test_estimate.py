@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from enhancer.shipped import teacher_path
 from tests.vdm_priors.real_configs import CONFIGS, write_configs
-from tests.vdm_priors.test_families import latents_of, text_of
+from tests.vdm_priors.family_contract import latents_of, text_of
 from tests.vdm_priors.tiny_families import FAMILIES, FRAMES, SIZE, tiny_family
 from tests.vdm_priors.tiny_teacher import random_clip
 from vdm_priors.conditioning import MaskedText
@@ -125,7 +125,7 @@ def test_harvest_bytes_are_those_of_the_sums(direction, scope, select, layers, m
     monkeypatch.setattr("vdm_priors.extract.run_teacher", lambda *rest: kept.append(run_teacher(*rest)) or kept[0])
     extract_priors(teacher, [random_clip(9)], ["the red ball moves left"], settings, size=SIZE)
     harvested = kept[0][0]
-    held = sum(x.nbytes for of_name in harvested._sums.values() for x in of_name.values())
+    held = sum(x.nbytes for x in (harvested.t2v, harvested.v2t, harvested.v2v) if x is not None)
     text = harvested.request.text_tokens
     cost = estimate(teacher, settings, 9, SIZE, dtype="float32", harvested_text=text, count_vae=False)
     assert cost.harvest == held > 0

@@ -7,81 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vdm_priors.metric_loops import assert_metrics, in_mask, make_grid, metrics_by_loops
 from vdm_priors.errors import ModelError
-from vdm_priors.grid import TokenGrid
-from vdm_priors.head_errors import sampling_errors
-from vdm_priors.heads import (
-    BandMask,
-    HeadAccumulator,
-    HeadMetrics,
-    MotionMask,
-    head_metrics,
-    row_statistics,
-    sample_rows,
-    select_heads,
-)
-
-
-def make_grid(frames: int, rows: int, columns: int, valid=None) -> TokenGrid:
-    spans = [[float(f), f + 1.0] for f in range(frames)]
-    return TokenGrid.regular(spans, rows, columns, valid=valid)
-
-
-def place(index: int, grid: TokenGrid) -> tuple[int, int, int]:
-    per_frame = grid.rows * grid.columns
-    return index // per_frame, index % per_frame // grid.columns, index % grid.columns
-
-
-def in_mask(query: int, key: int, grid: TokenGrid, radius: int, own_frame: bool) -> bool:
-    valid = grid.valid.flatten()
-    (qf, qr, qc), (kf, kr, kc) = place(query, grid), place(key, grid)
-    near = abs(qr - kr) <= radius and abs(qc - kc) <= radius
-    return bool(valid[query] and valid[key] and near and (own_frame or qf != kf))
-
-
-def metrics_by_loops(attention, grid, rows, inside_mask, own_frame):
-    """[(dfc, tcs, dsr)] of one head each, by the definitions; inside_mask(query, key) says what M is."""
-    valid = grid.valid.flatten().tolist()
-    rows = [(r, query) for r, query in enumerate(rows) if valid[query]]
-    keys = [k for k in range(grid.num_tokens) if valid[k]]
-    results = []
-    for a in attention.tolist():
-        everything = [a[r][k] for r, _ in rows for k in keys]
-        tau = sum(everything) / len(everything)
-        inside = outside = above = diagonal = 0.0
-        for r, query in rows:
-            for k in keys:
-                if inside_mask(query, k):
-                    inside += a[r][k] ** 2
-                else:
-                    outside += a[r][k] ** 2
-                if in_mask(query, k, grid, 0, own_frame):
-                    diagonal += 1
-                    above += a[r][k] >= tau
-        lengths: dict[tuple[int, int], list[int]] = {}
-        for r, query in rows:
-            _, row, column = place(query, grid)
-            runs = lengths.setdefault((row, column), [])
-            length = 0
-            for frame in range(grid.frames):
-                k = (frame * grid.rows + row) * grid.columns + column
-                if valid[k] and a[r][k] > tau:
-                    length += 1
-                elif length:
-                    runs.append(length)
-                    length = 0
-            if length:
-                runs.append(length)
-        per_place = [sum(runs) / len(runs) if runs else 0.0 for runs in lengths.values()]
-        tcs = sum(per_place) / len(per_place)
-        results.append((inside / outside, tcs, above / diagonal if diagonal else 0.0))
-    return torch.tensor(results, dtype=torch.float64)
-
-
-def assert_metrics(metrics: HeadMetrics, expected: torch.Tensor) -> None:
-    found = torch.stack([metrics.dfc, metrics.tcs, metrics.dsr], dim=1)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-
+from vdm_priors.heads import BandMask, HeadAccumulator, HeadMetrics, MotionMask, head_metrics, sample_rows, select_heads
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(2, 3)).filter(
     lambda shape: shape[1] * shape[2] > 4  # so that something lies outside a radius of 1
@@ -239,9 +167,6 @@ def test_sampled_rows_follow_the_seed_and_reach_every_cell():
             sample_rows(grid, wrong, 0)
 
 
-# ---- chunks of rows ----------------------------------------------------------------------------
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 7), st.booleans(), st.booleans())
 def test_chunks_of_rows_give_the_metrics_of_all_at_once(seed, size, sampled, own_frame):
@@ -301,81 +226,3 @@ def test_an_accumulator_says_what_does_not_fit():
     with pytest.raises(ValueError, match="2 heads were added before, now 3"):
         taken.add(torch.rand(3, 1, 8), torch.tensor([0]))
     assert taken.statistics().rows.tolist() == [3]  # a row that never came counts in nothing
-
-
-# ---- sampling errors ---------------------------------------------------------------------------
-
-
-def uneven_attention(frames: int, rows: int, columns: int, heads: int) -> tuple[torch.Tensor, TokenGrid]:
-    """Rows that differ in sharpness, frames in how much they follow places, heads a little in both."""
-    grid = make_grid(frames, rows, columns)
-    generator = torch.Generator().manual_seed(0)
-    count = grid.num_tokens
-    sharpness = 3 * torch.rand(1, count, 1, generator=generator)
-    follows = (1 + 0.2 * torch.rand(heads, 1, 1, generator=generator)) * (
-        1 + torch.arange(count)[:, None] // (rows * columns) / frames
-    )
-    logits = sharpness * torch.randn(heads, count, count, generator=generator)
-    return (logits + follows * MotionMask()(torch.arange(count), grid)).softmax(-1), grid
-
-
-def test_sampling_errors_are_the_spread_over_seeds():
-    attention, grid = uneven_attention(4, 7, 7, heads=6)
-    names = ("dfc", "tcs", "dsr", "score")
-    values, errors, selected, exchanged = {n: [] for n in names}, {n: [] for n in names}, [], []
-    for seed in range(60):
-        rows = sample_rows(grid, 64, seed)
-        statistics = row_statistics(attention[:, rows], grid, rows=rows)
-        metrics, error = statistics.metrics(), sampling_errors(statistics)
-        for name in names:
-            values[name].append(metrics.score() if name == "score" else getattr(metrics, name))
-            errors[name].append(getattr(error, name))
-        selected.append(select_heads(metrics).double())
-        exchanged.append(error.exchanged)
-    for name in names:
-        spread = torch.stack(values[name]).std(dim=0)
-        estimate = torch.stack(errors[name]).square().mean(dim=0).sqrt()
-        # 60 seeds know the spread to 9%; a small sample's thresholds make the jackknife a little too careful
-        assert 0.8 < float((estimate / spread).mean()) < 1.3, name
-    selected = torch.stack(selected)
-    pairs = torch.einsum("ah,bh->ab", selected, 1 - selected)
-    truth = float(pairs.sum() / (60 * 59))
-    assert truth > 0.3  # the test would say nothing of heads that never change
-    assert sum(exchanged) / 60 == pytest.approx(truth, rel=0.35)
-
-
-def test_sampling_errors_by_hand():
-    """DFC against the jackknife's definition: groups left out, shares given to the frame's other rows."""
-    attention, grid = uneven_attention(2, 4, 4, heads=2)
-    rows = sample_rows(grid, 6, 3)  # three of each frame's 16
-    statistics = row_statistics(attention[:, rows], grid, rows=rows)
-    inside, outside = statistics.inside.tolist(), statistics.outside.tolist()
-    # with as many groups as rows of a frame, each group is one row of each frame: all ways to pair them are possible
-    error = sampling_errors(statistics)
-    from itertools import permutations
-
-    candidates = []
-    for order in permutations(range(3)):
-        for head in range(2):
-            deviations = []
-            full = sum(inside[head]) / sum(outside[head])
-            for g in range(3):
-                kept = [i for i in range(6) if i not in (g, 3 + order[g])]
-                deviations.append(sum(inside[head][i] for i in kept) / sum(outside[head][i] for i in kept) - full)
-            variance = (1 - 3 / 16) * 2 / 3 * sum(d * d for d in deviations)
-            candidates.append((head, variance**0.5))
-    for head in range(2):
-        assert any(error.dfc[head].item() == pytest.approx(value) for h, value in candidates if h == head)
-
-
-def test_all_rows_have_no_sampling_error_and_too_few_rows_an_unknown_one():
-    attention, grid = uneven_attention(3, 3, 3, heads=4)
-    everything = sampling_errors(row_statistics(attention, grid))
-    assert everything.exchanged == 0
-    assert all((getattr(everything, n) == 0).all() for n in ("dfc", "tcs", "dsr", "score"))
-    rows = sample_rows(grid, 4, 0)  # a frame with one row
-    assert sampling_errors(row_statistics(attention[:, rows], grid, rows=rows)) is None
-    rows = sample_rows(grid, 9, 0)
-    once, again = (sampling_errors(row_statistics(attention[:, rows], grid, rows=rows)) for _ in range(2))
-    assert torch.equal(once.score, again.score) and once.exchanged == again.exchanged
-    assert (once.dfc > 0).all()

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-import vdm_priors.extract
-from tests.vdm_priors.test_families import (
+import vdm_priors.forwards
+from tests.vdm_priors.family_contract import (
     entries_of, every_family, latents_of, own_attention, softmax_by_rows, text_of,
 )
 from tests.vdm_priors.tiny_families import FRAMES, SIZE, tiny_family
@@ -141,7 +141,7 @@ def test_refined_inversions_keep_what_the_stream_computes():
 def test_extraction_runs_without_reference_entries_and_frees_what_it_kept(name, guidance, monkeypatch):
     teacher, settings = tiny_family(name), replace(KEPT, guidance=guidance)
     clips, entries, alive, held = [random_clip(FRAMES[name], seed=i) for i in range(2)], [], [], []
-    predict, run = teacher.predict, vdm_priors.extract.reconstruct
+    predict, run = teacher.predict, vdm_priors.forwards.reconstruct
 
     def counting(x, *rest, **told):
         entries.append(len(x))
@@ -154,7 +154,7 @@ def test_extraction_runs_without_reference_entries_and_frees_what_it_kept(name, 
         return run(*given, kept=kept, **options)
 
     monkeypatch.setattr(teacher, "predict", counting)
-    monkeypatch.setattr(vdm_priors.extract, "reconstruct", watched)
+    monkeypatch.setattr(vdm_priors.forwards, "reconstruct", watched)
     priors = extract_priors(teacher, clips, [TEXT, TEXT], settings, size=SIZE)
     monkeypatch.undo()
     assert alive and not any(ref() is not None for ref in alive)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vdm_priors.test_heads import in_mask, make_grid
+from tests.vdm_priors.metric_loops import in_mask, make_grid
 from vdm_priors.masks import BandMask, MotionMask
 
 

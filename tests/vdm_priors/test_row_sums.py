@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vdm_priors.test_families import latents_of, middle, text_of, times_of
-from tests.vdm_priors.test_heads import in_mask, make_grid, metrics_by_loops
+from tests.vdm_priors.family_contract import latents_of, middle, text_of, times_of
+from tests.vdm_priors.metric_loops import in_mask, make_grid, metrics_by_loops
 from tests.vdm_priors.tiny_families import FAMILIES, FRAMES, SIZE, tiny_family
 from vdm_priors import heads, row_sums
 from vdm_priors.attention import Layout

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.vdm_priors.test_heads import make_grid
+from tests.vdm_priors.metric_loops import make_grid
 from vdm_priors.heads import BandMask, MotionMask, sample_rows
 from vdm_priors.selection import choose_heads, choose_words, motion_mask, read_text, text_maps
 from vdm_priors.settings import ExtractionSettings

@@ -267,10 +267,7 @@ class PipelineTeacher:
         return -latent_frames % self.patch_frames
 
     def token_grid(
-        self,
-        frame_times: Sequence[float],
-        duration: float | None = None,
-        box: Sequence[float] = WHOLE_FRAME,
+        self, frame_times: Sequence[float], duration: float | None = None, box: Sequence[float] = WHOLE_FRAME,
         size: tuple[int, int] | None = None,
     ) -> TokenGrid:
         """Where the vision tokens lie: frame_times [N] in seconds, box of the frames in the source.
@@ -295,13 +292,8 @@ class PipelineTeacher:
         Special and padding tokens have empty spans.
         """
         tokens = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=length or self.max_text_tokens,
-            truncation=True,
-            return_offsets_mapping=True,
-            return_attention_mask=True,
-            return_tensors="pt",
+            list(texts), padding="max_length", max_length=length or self.max_text_tokens, truncation=True,
+            return_offsets_mapping=True, return_attention_mask=True, return_tensors="pt",
         )
         offsets = [[(start, end) for start, end in row] for row in tokens.offset_mapping.tolist()]
         return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device), offsets

@@ -92,7 +92,7 @@ class RecordingProcessor:
         return self.kernel()(q_bhsd, k_bhld, v_bhld, attn_mask=mask)[0].transpose(1, 2).flatten(2)
 
     def wants_lse(self, layout: Layout) -> bool | None:
-        """Whether a recorder needs the log-sum-exp of such an attention's rows; None: can use it if it costs nothing."""
+        """Whether a recorder needs such an attention's log-sum-exp; None: can use it if it costs nothing."""
         wanted = {recorder.wants_lse(layout) for _, recorder in self.recorders}
         return True if True in wanted else None if None in wanted else False
 
