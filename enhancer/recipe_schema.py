@@ -71,9 +71,9 @@ class DataSettings:
     train: str = option("train.json", "file of training samples, relative to root")
     test: str = option("test.json", "file of multiple-choice test questions, relative to root")
     format: str = option("auto", "how the rows are written; auto tells it by each row's keys", choices=FORMATS)
-    timeout: float | None = option(60.0, "seconds that decoding a clip may take, in a process of its own; one that takes "
-                                         "longer, or crashes it, is left out, listed in the run folder's quarantine.jsonl "
-                                         "and not tried again in this run; null decodes in the run's own process, without "
+    timeout: float | None = option(60.0, "seconds that decoding a clip, or reading its codec's motion, may take, in a process "
+                                         "of its own; one that takes longer, or crashes it, is left out, listed in the run "
+                                         "folder's quarantine.jsonl (quarantine_motion.jsonl) and not tried again in this run; null decodes in the run's own process, without "
                                          "a limit", min=0.1, max=86400)
     limit_train: int | None = option(None, "use only this many training samples; null uses all", min=1)
     limit_test: int | None = option(None, "ask only this many test questions; null asks all", min=1)
