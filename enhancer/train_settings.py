@@ -115,7 +115,7 @@ class TrainSettings:
         if self.fsdp and self.deepspeed:
             raise ValueError("fsdp and deepspeed both shard the model: set one of them")
         if self.optimizer == "muon" and self.sharded:
-            raise ValueError("optimizer is muon, which needs whole matrices, fsdp and deepspeed cut them: set adamw")
+            raise ValueError("optimizer is muon, which needs whole matrices; fsdp and deepspeed cut them: set adamw")
         if self.resume in ("True", "False"):  # as YAML's true and false arrive
             raise ValueError(f"resume is {AUTO}, {NEVER} or a path, not {self.resume.lower()}")
 
