@@ -1,10 +1,10 @@
-# make quickstart - set up and run the main job    make test - set up and run the tests    make bench - benchmarks
+# make quickstart - set up and run the main job    make test - set up and run the tests    make bench - benchmarks    make docs - the site
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 DONE = $(VENV)/.installed
 
-.PHONY: setup quickstart test bench clean
+.PHONY: setup quickstart test bench docs clean
 
 setup: $(DONE)
 
@@ -23,5 +23,8 @@ test: setup
 bench: setup
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
