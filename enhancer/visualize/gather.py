@@ -34,6 +34,7 @@ from vdm_priors.prior import MotionPrior
 from vdm_priors.words import Word
 
 SAME_TIME = 1e-3  # seconds
+SCENES = "scenes.jsonl"  # what makes a folder a world
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Gatherer:
             return view
         settings = settings_of(prior)
         clip = self.clip_of(prior, video)
-        view = view_of(clip, video, self.teacher_of(prior, None), settings, Sample(path.stem, video, prior.text, "NA"))
+        view = view_of(clip, video, self.teacher_of(prior, self.keys.teacher.model), settings, Sample(path.stem, video, prior.text, "NA"))
         if clip is None:
             seconds = prior.provenance.get("seconds") or []
             view.lacks("clip", f"{video.name} has no frames at the prior's seconds ({_listed(seconds)}): it is another clip, or was "
@@ -152,8 +153,9 @@ class Gatherer:
         try:
             words = [Word(word.text, word.start, word.end) for word in view.words]
             mass = load_truth(video.parent.parent).evidence(video.name, prior.text, words, prior.grid)
-        except UserError:
-            view.lacks("maps", "No ground truth: the clip is not of a world, or the world knows no such text of it.")
+        except UserError as error:
+            if (video.parent.parent / SCENES).is_file():  # a clip of no world has no ground truth to miss
+                view.lacks("maps", f"No ground truth: {error}")
             return
         view.maps = [one for one in view.maps if one.kind != TRUTH]
         view.maps.append(MapSet("ground truth", TRUTH, prior.grid, density(mass.numpy(), prior.grid), note="pixels of what the word names"))

@@ -15,6 +15,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 WHY_NOT = "needs Debian's chromium"
+NATIVE = {"Escape": 27}  # keys that the browser itself answers, by their number
 
 
 class Browser:
@@ -78,8 +79,10 @@ class Browser:
 
     def press(self, key: str, code: str = "", text: str = "") -> None:
         """One key down and up."""
+        native = {"windowsVirtualKeyCode": NATIVE[key]} if key in NATIVE else {}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code or key, **({"text": text} if text and kind == "keyDown" else {}))
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code or key, **native,
+                      **({"text": text} if text and kind == "keyDown" else {}))
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:

@@ -44,11 +44,10 @@ def fake_view(
 
 
 @functools.cache
-def large_page(by_layer: bool) -> str:
+def large_page() -> str:
     """A page of CogVideoX-5B's size: 42 layers of 48 heads, 49 frames of 480×720, 13×30×45 cells, and as many places of a
     frame as look_again keeps of so many heads (test_visualize_look.py)."""
-    return page([fake_view(frames=49, size=(480, 720), grid=(13, 30, 45), layers=42, heads=48, steps=5, places=2 if by_layer else 17,
-                           by_layer=by_layer)], "large")
+    return page([fake_view(frames=49, size=(480, 720), grid=(13, 30, 45), layers=42, heads=48, steps=5, places=17, by_layer=False)], "large")
 
 
 def fake_frames(frames: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -128,7 +128,7 @@ def test_a_map_is_drawn_where_and_as_bright_as_it_is(browser, tmp_path):
 def test_a_large_page_shows_its_first_picture_within_three_seconds(browser, tmp_path):
     """48 heads, 42 layers, 49 frames. Seconds of the page's own thread, so that a busy machine does not count."""
     path = tmp_path / "large.html"
-    path.write_text(large_page(by_layer=False), encoding="utf-8")
+    path.write_text(large_page(), encoding="utf-8")
     browser.call("Performance.enable", timeDomain="threadTicks")
     browser.open(path, 1440)
     metrics = {one["name"]: one["value"] for one in browser.call("Performance.getMetrics")["metrics"]}

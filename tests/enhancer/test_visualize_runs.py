@@ -8,7 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from enhancer.cli import app
 from enhancer.console import Console
 from enhancer.video.clip import Sampling, read_clip
 from enhancer.visualize.gather import Gatherer, VisualizeKeys, stored_heads, stored_view
@@ -140,3 +142,42 @@ def test_head_scores_without_the_number_of_heads_stay_one_row(made):
     facts.pop("attention_heads")  # a prior of an older version
     old = MotionPrior(prior.text, prior.words, prior.maps, prior.grid, torch.ones(len(prior.words)), facts)
     assert stored_heads(old).rows == ["all layers, one after another"] and stored_heads(old).selected.shape == (1, 4)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+
+def enhancer(*arguments: object):
+    return CliRunner().invoke(app, ["visualize", *map(str, arguments)])
+
+
+def test_the_command_writes_page_and_pieces(made, tmp_path):
+    run, key, _ = made
+    done = enhancer(run / "priors" / key[:2] / f"{key}.safetensors", "--out", tmp_path / "page.html", "--pieces", tmp_path / "pieces")
+    assert done.exit_code == 0, done.output
+    assert "page:" in done.output and (tmp_path / "page.html").stat().st_size > 50_000
+    names = {path.suffix for path in (tmp_path / "pieces").iterdir()}
+    assert names == {".png", ".svg", ".mp4"}  # the clip and the teacher were found by the run beside the store
+    assert (tmp_path / "pieces" / "inversion.svg").is_file() and (tmp_path / "pieces" / "codec.mp4").is_file()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
+def test_each_figure_of_the_supplement_is_one_command(made, tmp_path, number, monkeypatch):
+    monkeypatch.setattr("enhancer.commands.visualize.STEPS", (2, 3))  # fewer steps of a figure, for the test's time
+    done = enhancer(made[0], "--figure", number, "--out", tmp_path / "figure.png")
+    assert done.exit_code == 0, done.output
+    for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        assert (tmp_path / f"figure.{kind}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    (["nowhere"], "no prior's file or run folder nowhere"),
+    ([], "Give a prior's file, a run folder, or --video FILE with --text TEXT"),
+    (["--video", "a.mp4", "--text", "  "], "Give a prior's file"),
+    (["--video", "a.mp4", "--text", "ball", "--out", "no/such/page.html"], "there is no folder no/such"),
+    (["--video", "missing.mp4", "--text", "ball"], "missing.mp4: cannot be read"),
+    (["nowhere", "teacher.extraction.stebs=3"], "stebs"),
+])
+def test_what_the_command_cannot_do_is_said(arguments, reason):
+    done = enhancer(*arguments)
+    assert done.exit_code in (1, 2) and reason in " ".join(done.output.split()), done.output

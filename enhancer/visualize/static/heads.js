@@ -23,7 +23,7 @@ function firstHeads(heads) {
 
 function headGrid(heads) {
   const count = heads.metrics.score[0].length;
-  const grid = el("div", { className: "heads", role: "grid", "aria-label": "Heads; arrow keys move, Enter chooses" });
+  const grid = el("div", { className: heads.rows.length > 12 ? "heads many" : "heads", role: "grid", "aria-label": "Heads; arrow keys move, Enter chooses" });
   grid.style.setProperty("--heads", count);
   const cells = [];
   grid.append(el("span", { className: "corner" }, ""), ...Array.from({ length: count }, (_, head) => el("span", { className: "colhead" }, head % Math.ceil(count / 24) === 0 ? String(head) : "")));

@@ -64,15 +64,17 @@ function scoreTable(words) {
     };
     const row = el("tr", { on: { click: () => set({ word: n }) } },
       el("th", { scope: "row", className: word.selected ? "selected" : "" }, word.text),
+      el("td", { className: "terms" }, el("div", { className: "bar" }, bar(word.mean, "mean"), bar(word.fluctuation, "fluctuation"))),
       el("td", { className: "number" }, short((word.score - mean) / deviation, 2)), el("td", { className: "number" }, short(word.mean)),
-      el("td", { className: "number" }, short(word.fluctuation)),
-      el("td", { className: "terms" }, el("div", { className: "bar" }, bar(word.mean, "mean"), bar(word.fluctuation, "fluctuation"))));
+      el("td", { className: "number" }, short(word.fluctuation)));
+
     watch(["word"], () => row.classList.toggle("current", state.word === n));
     return row;
   });
   return el("div", { className: "scroll card" }, el("table", { className: "scores" },
-    el("thead", {}, el("tr", {}, ...["word", "score (standardised)", "mean", "fluctuation"].map(name => el("th", { scope: "col" }, name)),
-      el("th", { scope: "col" }, el("span", { className: "key mean" }, "mean"), " + ", el("span", { className: "key fluctuation" }, "fluctuation")))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "word"),
+      el("th", { scope: "col" }, el("span", { className: "key mean" }, "mean"), " + ", el("span", { className: "key fluctuation" }, "fluctuation")),
+      ...["score, standardised", "mean", "fluctuation"].map(name => el("th", { scope: "col", className: "number" }, name)))),
     el("tbody", {}, ...rows)));
 }
 
