@@ -1,7 +1,8 @@
 """What a training is, so that its checkpoints are known from another's, and which of them to go on from.
 
 Weights and aligner are safetensors. The optimizer's moments, the schedule and the random state are files of torch.save,
-as the Trainer writes them; they are read with weights_only, which takes tensors and plain values and runs no code.
+as the Trainer writes them, and so are sharded weights; all are read with weights_only, which takes tensors and plain
+values and runs no code.
 """
 
 from __future__ import annotations
