@@ -164,7 +164,8 @@ def test_default_learning_rates_are_the_papers():
 @pytest.mark.parametrize("recipe", SHIPPED, ids=lambda r: r.name)
 def test_recipes_that_train_the_small_student_say_its_learning_rates(recipe):
     raw = read_raw(recipe.path)
-    if raw["job"] in ("world_teacher", "compare") or raw.get("student", {}).get("model", "world") != "world":
+    other = raw["job"] in ("world_teacher", "compare", "adapter", "adapter_probe")
+    if other or raw.get("student", {}).get("model", "world") != "world":
         return
     training = raw["training"]["training"] if raw["job"] == "world_student" else raw["training"]
     assert all(training[rate] >= 1e-4 or training[rate] == 0 for rate in RATES)  # 0 freezes; small ones are for large models

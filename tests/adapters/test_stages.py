@@ -1,0 +1,102 @@
+"""A stage's training: beside the alignment loss, with LoRA, and from a checkpoint; and an adapter under `inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from enhancer.adapters.schema import StageSettings, StageTraining
+from enhancer.adapters.stages import is_done, run_stage, stage_summary
+from enhancer.data.samples import Sample
+from enhancer.inspection import inspect_clip
+from enhancer.training import AlignmentSettings, LoraSettings
+from tests.adapters.codec_clips import motion_clip
+from tests.adapters.toy import Adapter as Toy
+from tests.enhancer.priors import prior_of
+from tests.vlm_hooks.tiny_families import family_student
+from vlm_hooks.adapters.ema import Adapter as EMA
+from vlm_hooks.adapters.ema import EMAConfig
+from vlm_hooks.adapters.model import AdapterModel
+
+SMALL = EMAConfig(width=16, heads=2, fusion_heads=2, cells=4, patch=2, pooling=1, layers=1, prompt="")
+SAMPLES = [Sample(f"s{n}", Path(f"{n}.mp4"), "Which way does it go?", answer) for n, answer in enumerate(["up", "down", "left", "up"])]
+
+
+class Clips:
+    """A reader of random clips."""
+
+    def get(self, video, sampling=None):
+        return motion_clip([2, 1], seed=int(Path(video).stem))
+
+
+def ema() -> AdapterModel:
+    torch.manual_seed(0)
+    return AdapterModel.create(family_student("qwen2_5_vl"), EMA, SMALL)
+
+
+def stage(**training) -> StageSettings:
+    common = {"steps": 2, "batch_size": 2, "learning_rate_adapter": 1e-2, "learning_rate_llm": 1e-2, "log_every": 1, "warmup": 0.0}
+    return StageSettings("tuning", training=StageTraining(**{**common, **training}))
+
+
+def weights(model: AdapterModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_a_stage_with_lora_and_the_alignment_loss(tmp_path):
+    """The adapter and LoRA's targets are trained, the rest of the host is not, and what is saved is what was trained."""
+    model, settings = ema(), stage(lora=LoraSettings(rank=2, targets=["q_proj"]), alignment=AlignmentSettings(weight=1.0))
+    before = weights(model)
+    assert run_stage(model, settings, SAMPLES, Clips(), tmp_path, 0, priors=prior_of) == []
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["alignment_loss"] > 0 and row["ar_loss"] > 0 for row in rows)
+    after = weights(model)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name for name in changed if name.startswith("host.")} == {
+        name for name in before if name.endswith("q_proj.weight") and "language_model" in name}
+    assert any(name.startswith("adapter.fusion") for name in changed) and any(n.startswith("adapter.motion") for n in changed)
+    assert is_done(tmp_path) and stage_summary(tmp_path)["steps"] == 2
+    again = weights(AdapterModel.from_pretrained(None, tmp_path / "model"))
+    assert again.keys() == after.keys() and all(torch.equal(again[name], after[name]) for name in after)
+
+
+def test_an_interrupted_stage_goes_on_from_its_checkpoint(tmp_path):
+    whole = ema()
+    run_stage(whole, stage(), SAMPLES, Clips(), tmp_path / "whole", 0)
+
+    def stop(done, total, text):
+        if done == 2 and not seen:
+            seen.append(done)
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+    settings = stage(save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(ema(), settings, SAMPLES, Clips(), tmp_path / "stopped", 0, progress=stop)
+    assert not is_done(tmp_path / "stopped")
+    model = ema()
+    run_stage(model, settings, SAMPLES, Clips(), tmp_path / "stopped", 0)
+    resumed, straight = weights(model), weights(whole)
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert not (tmp_path / "stopped" / "checkpoints").exists()
+
+
+def test_a_frozen_part_stays_as_it_is(tmp_path):
+    model = ema()
+    before = weights(model)
+    run_stage(model, stage(learning_rate_llm=0.0, rates={"motion": 0.0}), SAMPLES, Clips(), tmp_path, 0)
+    changed = {name for name, value in weights(model).items() if not torch.equal(before[name], value)}
+    assert changed and all(name.startswith("adapter.fusion") for name in changed)
+    assert not (tmp_path / "model" / "host").exists()
+
+
+def test_inspect_shows_where_an_adapters_frames_lie():
+    torch.manual_seed(0)
+    model, clip = AdapterModel.create(family_student("internvl"), Toy).eval(), motion_clip([2, 1])
+    shown = inspect_clip(model.student, clip, "Which way does it go?", [], attention=True)
+    assert shown.grid.frames == 2 and len(shown.positions) == shown.grid.num_tokens
+    assert shown.attention.shape[1:] == shown.grid.shape and 0 < shown.attention.sum()
+    assert [word.word.text for word in shown.words if not word.student] == []
