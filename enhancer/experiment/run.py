@@ -197,12 +197,12 @@ def show_results(folder: Path, console: Console) -> dict[str, Any]:
 
 
 def validate_compare(recipe: CompareRecipe, console: Console) -> bool:
-    """Says before any model loads what the first cell needs, and how many students there are."""
+    """Says before any model loads what the first cell with a prior needs, and how many students there are."""
     from enhancer.pipeline import validate_enhance
 
     cells = make_cells(recipe)
+    shown = next((cell for cell in cells if not cell.is_control), cells[0])
     console.print(
-        f"{len(cells)} cells × {len(recipe.seeds)} seeds, {recipe.parallel} at once. The cell '{cells[0].name}':",
-        markup=False,
+        f"{len(cells)} cells × {len(recipe.seeds)} seeds, {recipe.parallel} at once. The cell '{shown.name}':", markup=False
     )
-    return validate_enhance(cells[0].recipe, console)
+    return validate_enhance(shown.recipe, console)
