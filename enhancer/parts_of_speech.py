@@ -45,9 +45,9 @@ VERBS = frozenset(
 )
 IRREGULAR = frozenset(
     """
-    went gone came ran fell fallen flew flown swam swum rose risen stood sat lay lain threw thrown caught held spun swung
-    shook shaken slid struck bent took taken gave given brought grew grown shrank shrunk sank sunk rode
-    ridden drove driven broke broken began begun made shown saw seen
+    went gone came ran fell fallen flew flown swam swum rose risen stood sat lay lain threw thrown caught held spun
+    swung shook shaken slid struck bent took taken gave given brought grew grown shrank shrunk sank sunk rode ridden
+    drove driven broke broken began begun made shown saw seen
     """.split()
 )
 DETERMINERS = frozenset("a an the this that these those my your his her its our their some any each every no".split())

@@ -71,10 +71,11 @@ class DataSettings:
     train: str = option("train.json", "file of training samples, relative to root")
     test: str = option("test.json", "file of multiple-choice test questions, relative to root")
     format: str = option("auto", "how the rows are written; auto tells it by each row's keys", choices=FORMATS)
-    timeout: float | None = option(60.0, "seconds that decoding a clip, or reading its codec's motion, may take, in a process "
-                                         "of its own; one that takes longer, or crashes it, is left out, listed in the run "
-                                         "folder's quarantine.jsonl (quarantine_motion.jsonl) and not tried again in this run; null decodes in the run's own process, without "
-                                         "a limit", min=0.1, max=86400)
+    timeout: float | None = option(
+        60.0, "seconds that decoding a clip, or reading its codec's motion, may take, in a process of its own; one that "
+              "takes longer, or crashes it, is left out, listed in the run folder's quarantine.jsonl "
+              "(quarantine_motion.jsonl) and not tried again in this run; null decodes in the run's own process, without "
+              "a limit", min=0.1, max=86400)
     limit_train: int | None = option(None, "use only this many training samples; null uses all", min=1)
     limit_test: int | None = option(None, "ask only this many test questions; null asks all", min=1)
 
@@ -114,16 +115,17 @@ class SourcesSettings:
     camera: str = option("remove", "codec and flow: remove takes the camera's own motion away, frame by frame, where anything "
                                    "moves beside it; keep leaves it in, for questions about the camera",
                          choices=("remove", "keep"))
-    words: list[str] = option(["content"], "which words of a text share the map of a source that tells places alone (codec, "
-                                           "residual, flow, frame_difference): content is all but grammar; vdm those that the "
-                                           "teacher's prior of the clip has, which is made first; or parts of speech, by a "
-                                           "list for English: noun, verb, adjective, adverb, number",
-                              choices=("content", "vdm", *PARTS))
+    words: list[str] = option(
+        ["content"], "which words of a text share the map of a source that tells places alone (codec, residual, flow, "
+                     "frame_difference): content is all but grammar; vdm those that the teacher's prior of the clip has, "
+                     "which is made first; or parts of speech, by a list for English: noun, verb, adjective, adverb, number",
+        choices=("content", "vdm", *PARTS))
 
     def __post_init__(self) -> None:
         rules = {"content", "vdm"} & set(self.words)
         if not self.words or len(set(self.words)) < len(self.words) or rules and len(self.words) > 1:
-            raise RecipeError(f"words must be [content], [vdm], or one or more different parts of speech, not {self.words}")
+            raise RecipeError(f"words must be [content], [vdm], or one or more different parts of speech, not "
+                              f"{self.words}")
 
 
 @dataclass

@@ -74,10 +74,10 @@ class SourceSpec:
 class SourceContext:
     """What sources are built from. `load_teacher` is called only when a prior must be made.
 
-    samples: all samples of the job (shuffled exchanges among them); truth: the world's ground truth or None; base: the
-    source that shuffled and uniform wrap, or whose words are taken; members, gate: of an ensemble (by label); settings:
-    of the extraction; camera: remove or keep its motion (codec and flow); words: which ones share a map of places; motion:
-    reads a file's codec motion.
+    samples: all samples of the job (shuffled exchanges among them); truth: the world's ground truth or None; base:
+    the source that shuffled and uniform wrap, or whose words are taken; members, gate: of an ensemble (by label);
+    settings: of the extraction; camera: remove or keep its motion (codec and flow); words: which ones share a map of
+    places; motion: reads a file's codec motion.
     """
 
     samples: list[Sample]
@@ -123,8 +123,8 @@ def build_spec(spec: SourceSpec, contexts: dict[str, SourceContext]) -> MotionSo
 
 def shared_text(sample: Sample, mode: str) -> str:
     """The text whose words teacher and student share: mode question, answer or question_answer."""
-    texts = {"question": sample.question, "answer": sample.answer, "question_answer": f"{sample.question}\n{sample.answer}"}
-    return texts[mode]
+    both = f"{sample.question}\n{sample.answer}"
+    return {"question": sample.question, "answer": sample.answer, "question_answer": both}[mode]
 
 
 def one_by_one(samples: Iterable[Sample], make: Callable[[Sample], MotionPrior],

@@ -2,8 +2,9 @@
 
     FrameCache(read=clip_reader(60.0, run_folder))
 
-enhancer/video/codec/guarded.py does the same for motion. The process is an ordinary one, started for good and replaced when it dies, so that a DataLoader's workers can have
-theirs (multiprocessing lets them have no children), and nothing is forked that holds a GPU or threads.
+enhancer/video/codec/guarded.py does the same for motion. The process is an ordinary one, started for good and replaced
+when it dies, so that a DataLoader's workers can have theirs (multiprocessing lets them have no children), and nothing
+is forked that holds a GPU or threads.
 """
 
 from __future__ import annotations

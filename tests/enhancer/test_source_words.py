@@ -32,14 +32,17 @@ TEXT = "Which way does the red ball roll first?"
 @pytest.mark.parametrize("text, expected", [
     (TEXT, "way:noun red:adjective ball:noun roll:verb first:adverb"),
     ("How many times does the disc jump?", "many:adjective times:noun disc:noun jump:verb"),
-    ("Does the dancer make a quick turn before the jump?", "dancer:noun make:verb quick:adjective turn:noun before:adverb jump:noun"),
+    ("Does the dancer make a quick turn before the jump?",
+     "dancer:noun make:verb quick:adjective turn:noun before:adverb jump:noun"),
     ("In which direction is the spinning wheel carried?", "direction:noun spinning:verb wheel:noun carried:verb"),
     ("What does he grab, and whom's he slowly waving to?", "grab:verb slowly:adverb waving:verb"),
-    ("The dog's ball stops 3 times; two jumps", "dog's:noun ball:noun stops:verb 3:number times:noun two:number jumps:noun"),
+    ("The dog's ball stops 3 times; two jumps",
+     "dog's:noun ball:noun stops:verb 3:number times:noun two:number jumps:noun"),
     ("Куда катится мяч?", "Куда:noun катится:noun мяч:noun")])
 def test_parts_of_speech(text, expected):
     words = split_words(text)
-    assert " ".join(f"{word.text}:{part}" for word, part in zip(words, parts_of_speech(words), strict=True) if part) == expected
+    told = zip(words, parts_of_speech(words), strict=True)
+    assert " ".join(f"{word.text}:{part}" for word, part in told if part) == expected
 
 
 @settings(max_examples=50, deadline=None)
@@ -125,7 +128,8 @@ def recipe_of(words, *arms):
 
 
 def test_with_the_teachers_words_its_priors_are_made_first():
-    arms = {"source": "codec"}, {"source": "ensemble", "members": ["flow", "oracle"]}, {"source": "shuffled", "base": "codec"}
+    ensemble = {"source": "ensemble", "members": ["flow", "oracle"]}
+    arms = {"source": "codec"}, ensemble, {"source": "shuffled", "base": "codec"}
     assert SourceSpec("vdm") not in needed_sources(recipe_of(["content"], *arms))
     needed = needed_sources(recipe_of(["vdm"], *arms))
     codec, flow = (SourceSpec(name, (SourceSpec("vdm"),)) for name in ("codec", "flow"))

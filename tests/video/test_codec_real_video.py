@@ -60,8 +60,8 @@ def test_references_and_cuts_of_a_real_clip(videos):
 def street(videos):
     """[12, 272, 320, 3]: a car passes while the camera is nearly still."""
     with av.open(str(videos["bikes"])) as container:
-        shots = [frame.to_ndarray(format="rgb24") for frame, _ in zip(container.decode(video=0), range(62), strict=False)]
-    return np.stack(shots[50:])[:, :, :320]
+        decoded = zip(container.decode(video=0), range(62), strict=False)
+        return np.stack([frame.to_ndarray(format="rgb24") for frame, n in decoded if n >= 50])[:, :, :320]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def plain(street, tmp_path_factory):
 
 
 def agreement(field, plain):
-    """Share of the cells that move fast in `plain`, and that both know, in which `field` moves the same way. Fields [T, R,
-    C] upright; without motion it is 0."""
+    """Share of the cells that move fast in `plain`, and that both know, in which `field` moves the same way; 0 for a field
+    without motion."""
     both = plain.valid & field.valid
     off = np.hypot(*np.moveaxis(plain.displacement - field.displacement, -1, 0))
     speed = np.hypot(*np.moveaxis(plain.displacement, -1, 0))
@@ -112,7 +112,7 @@ def test_a_real_clip_in_other_codecs_moves_the_same_way(street, plain, tmp_path,
         {"size": (271, 319)},
         {"aspect": Fraction(4, 3), "audio_first": True},
     ],
-    ids=["ultrafast", "superfast", "veryfast", "no B-frames", "slower", "interlaced", "variable", "rotated", "odd", "wide"],
+    ids="ultrafast superfast veryfast no-b-frames slower interlaced variable rotated odd wide".split(),
 )
 def test_a_real_clip_in_other_forms_moves_the_same_way(street, plain, tmp_path, form):
     how = {"options": {"preset": "medium"}, **form}

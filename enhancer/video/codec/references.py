@@ -86,9 +86,8 @@ def matched(blocks: Blocks, luma: np.ndarray | None, candidates: dict[int, Plane
         if not len(unclear):
             continue
         lights = [light_change(luma, candidates[d]) for d in distances]
-        costs = np.stack(
-            [differences(blocks, unclear, luma, candidates[d], light) for d, light in zip(distances, lights, strict=True)]
-        )
+        tried = zip(distances, lights, strict=True)
+        costs = np.stack([differences(blocks, unclear, luma, candidates[d], light) for d, light in tried])
         # near ties go to the nearest: a farther candidate must be better by more than a hair
         best = np.argmin(costs + 1e-3 * np.arange(len(distances))[:, None], axis=0)
         distance[unclear] = np.array(distances)[best]
@@ -199,7 +198,8 @@ def differences(
         there = reference.predict(corner, blocks.motion[picked], height, width)
         predictions = [there]
         if light is not None:
-            predictions.append(np.clip(np.rint(light[0] * there.astype(np.float32) + light[1]), 0, 255).astype(np.uint8))
+            lit = np.rint(light[0] * there.astype(np.float32) + light[1])
+            predictions.append(lit.clip(0, 255).astype(np.uint8))
         apart = [np.where(inside, cv2.absdiff(here, p), 0).sum(axis=(1, 2), dtype=np.float32) for p in predictions]
         found[of_size] = np.minimum.reduce(apart) / inside.sum(axis=(1, 2))
     return found

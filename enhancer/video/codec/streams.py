@@ -223,8 +223,8 @@ def _base_codec(context) -> str:
 
 
 def _segments(keys: np.ndarray, pts: np.ndarray) -> tuple[Segment, ...]:
-    """One from each key frame to the next, and beyond it over its leading pictures; keys: those that a decoder can begin
-    with, pts [P] in decoding order."""
+    """One from each key frame to the next, and beyond it over its leading pictures. keys [P]: those that a decoder can
+    begin with; pts [P]; both in decoding order."""
     starts = [0, *[int(k) for k in np.flatnonzero(keys) if k > 0]]
     found = []
     for start, following in zip(starts, [*starts[1:], None], strict=True):
