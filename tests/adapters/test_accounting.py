@@ -7,6 +7,7 @@ import pytest
 
 from enhancer.adapters.gop_clips import anchored_clip, keyed_clip
 from enhancer.adapters.gops import Gop, plan_gops
+from enhancer.jobs import load_recipe
 from tests.adapters.codec_clips import motion_clip
 from tests.adapters.test_preprocess import gop_clip
 from tests.vlm_hooks.tiny_families import family_student
@@ -72,3 +73,19 @@ def test_the_sequence_has_as_many_visual_tokens_as_the_plan_says(family):
     ids = [model.token_ids["<|motion_pad|>"], model.student.tokenizer.convert_tokens_to_ids(model.base.frame_token)]
     assert sum(int((inputs["input_ids"] == token).sum()) for token in ids) == model.student.visual_tokens(clip)
     assert int((inputs["input_ids"] == ids[0]).sum()) == 5 * 8
+
+
+@pytest.mark.parametrize("name", ["cope/world", "cope/llava_onevision_7b", "himmel/world", "himmel/qwen2_5_vl_7b"])
+def test_recipes_are_whole_and_the_large_ones_have_the_papers_sizes(name):
+    recipe = load_recipe(f"adapters/{name}").recipe
+    config = recipe.config()
+    assert [stage.objective for stage in recipe.stages] == [{"cope": "pretraining", "himmel": "alignment"}[recipe.adapter],
+                                                            "answer"]
+    if name == "cope/llava_onevision_7b":
+        assert (config.tokens, config.layers, config.heads, recipe.reading.fuse, recipe.reading.key_interval) == (8, 4, 9, 30, 240)
+    if name == "himmel/qwen2_5_vl_7b":
+        lora = recipe.stages[1].training.lora
+        assert (config.anchors, config.tokens, lora.rank, lora.alpha, len(lora.targets)) == (8, 64, 32, 64, 7)
+    assert recipe.reading.pictures == (recipe.adapter == "cope")  # what pre-training compares with
+    if recipe.adapter == "himmel":
+        assert recipe.reading.anchors == config.anchors and recipe.reading.clips == "anchored"
