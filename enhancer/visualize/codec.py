@@ -38,16 +38,31 @@ def view_of(field: MotionField, times: list[float]) -> CodecView:
     rows, columns = _joined(field.row_edges, group), _joined(field.column_edges, group)
     energy = energy_map(field, workers=1)[shown]
     with np.errstate(all="ignore"):
-        speed = np.array([m[np.isfinite(m)].mean() if np.isfinite(m).any() else np.nan for m in field.magnitude[:count]])
+        speed = np.array(
+            [m[np.isfinite(m)].mean() if np.isfinite(m).any() else np.nan for m in field.magnitude[:count]]
+        )
     notes = list(field.notes)
     if count < len(field.times):
         notes.append(f"only the first {count} of {len(field.times)} coded frames are on the time line")
     return CodecView(
-        times=field.times[:count], duration=float(field.times[count] if count < len(field.times) else field.duration),
-        kinds=[str(kind) for kind in field.kinds[:count]], keys=field.keys[:count], cuts=field.cuts[:count],
-        packet_bytes=field.packet_bytes[:count], speed=speed, valid_share=field.valid[:count].mean(axis=(1, 2)), shown=shown,
-        velocity=_blocks(field.velocity[shown], group, _median), validity=_blocks(field.validity[shown], group, _commonest),
-        residual=np.sqrt(_blocks(energy, group, _mean)), row_edges=rows, column_edges=columns, size=field.size, facts=_facts(field), notes=notes)
+        times=field.times[:count],
+        duration=float(field.times[count] if count < len(field.times) else field.duration),
+        kinds=[str(kind) for kind in field.kinds[:count]],
+        keys=field.keys[:count],
+        cuts=field.cuts[:count],
+        packet_bytes=field.packet_bytes[:count],
+        speed=speed,
+        valid_share=field.valid[:count].mean(axis=(1, 2)),
+        shown=shown,
+        velocity=_blocks(field.velocity[shown], group, _median),
+        validity=_blocks(field.validity[shown], group, _commonest),
+        residual=np.sqrt(_blocks(energy, group, _mean)),
+        row_edges=rows,
+        column_edges=columns,
+        size=field.size,
+        facts=_facts(field),
+        notes=notes,
+    )
 
 
 def _joined(edges: np.ndarray, group: int) -> np.ndarray:
@@ -59,8 +74,19 @@ def _blocks(values: np.ndarray, group: int, reduce: object) -> np.ndarray:
     if group == 1:
         return values
     rows, columns = (range(0, size, group) for size in values.shape[1:3])
-    return np.stack([np.stack([reduce(values[:, r : r + group, c : c + group].reshape(len(values), -1, *values.shape[3:]))
-                               for c in columns], axis=1) for r in rows], axis=1)
+    return np.stack(
+        [
+            np.stack(
+                [
+                    reduce(values[:, r : r + group, c : c + group].reshape(len(values), -1, *values.shape[3:]))
+                    for c in columns
+                ],
+                axis=1,
+            )
+            for r in rows
+        ],
+        axis=1,
+    )
 
 
 def _median(cells: np.ndarray) -> np.ndarray:
@@ -90,10 +116,18 @@ def _facts(field: MotionField) -> list[tuple[str, str]]:
     keys = np.flatnonzero(field.keys)
     lengths = np.diff(np.append(keys, len(field.times)))
     groups = f"{len(keys)}, of {_span(lengths)} frames" if len(keys) else "no key frame in this span"
-    shares = ", ".join(f"{100 * (field.validity == kind).mean():.1f}% {kind.name.lower().replace('_', ' ')}"
-                       for kind in Validity if (field.validity == kind).any())
-    return [("stream", f"{said['codec']} {said['profile']}, {said['width']}×{said['height']}"), ("vectors", origins),
-            ("groups of pictures", groups), ("cells", shares), ("references", str(said["references"]))]
+    shares = ", ".join(
+        f"{100 * (field.validity == kind).mean():.1f}% {kind.name.lower().replace('_', ' ')}"
+        for kind in Validity
+        if (field.validity == kind).any()
+    )
+    return [
+        ("stream", f"{said['codec']} {said['profile']}, {said['width']}×{said['height']}"),
+        ("vectors", origins),
+        ("groups of pictures", groups),
+        ("cells", shares),
+        ("references", str(said["references"])),
+    ]
 
 
 def _span(lengths: np.ndarray) -> str:

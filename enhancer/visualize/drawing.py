@@ -50,7 +50,9 @@ def frames_of(view: ClipView) -> np.ndarray:
     height, width = view.frames.shape[1:3]
     factor = max(1, -(-TILE // min(height, width)))
     kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
-    return np.stack([np.asarray(Image.fromarray(frame).resize((width * factor, height * factor), kind)) for frame in view.frames])
+    return np.stack(
+        [np.asarray(Image.fromarray(frame).resize((width * factor, height * factor), kind)) for frame in view.frames]
+    )
 
 
 def overlaid(frames: np.ndarray, one: MapSet, word: int, times: list[float], top: float = SCALE_TOP) -> np.ndarray:
@@ -96,5 +98,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     with readable_write_errors(stem):
         stem.parent.mkdir(parents=True, exist_ok=True)
         for path in paths:
-            figure.savefig(path, dpi=DPI, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None)
+            figure.savefig(
+                path, dpi=DPI, bbox_inches="tight", metadata={"Date": None} if path.suffix == ".svg" else None
+            )
     return paths

@@ -1,7 +1,7 @@
 """Views as JSON and compact bytes: what page.py puts into the page and static/*.js reads.
 
-Maps are one byte a cell, the square root of the density up to CEILING (0: not known); attention between places one byte,
-its logarithm; pictures are one JPEG (or PNG, where small) of all frames.
+Maps are one byte a cell, the square root of the density up to CEILING (0: not known); attention between places one
+byte, its logarithm; pictures are one JPEG (or PNG, where small) of all frames.
 
 Legend: N frames, W words, F×H×W' cells, U heads, n places.
 """
@@ -43,7 +43,12 @@ class Blobs:
 def encode(views: list[ClipView], blobs: Blobs) -> dict[str, Any]:
     """All views as JSON types without NaN."""
     room = MAPS_BYTES // max(len(views), 1)
-    return {"metrics": METRICS, "ceiling": CEILING, "octaves": OCTAVES, "clips": [_clip(view, blobs, room) for view in views]}
+    return {
+        "metrics": METRICS,
+        "ceiling": CEILING,
+        "octaves": OCTAVES,
+        "clips": [_clip(view, blobs, room) for view in views],
+    }
 
 
 def _clip(view: ClipView, blobs: Blobs, room: int) -> dict[str, Any]:
@@ -53,11 +58,20 @@ def _clip(view: ClipView, blobs: Blobs, room: int) -> dict[str, Any]:
     for section, sentence in view.missing:
         missing.setdefault(section, []).append(sentence)
     return {
-        "name": view.name, "text": view.text, "question": view.question, "answer": view.answer, "video": view.video,
-        "times": [round(float(t), 4) for t in times], "frames": pictures, "facts": [list(map(str, fact)) for fact in view.facts],
-        "words": [_word(word) for word in view.words], "maps": [_map_set(one, blobs, room) for one in view.maps],
-        "heads": view.heads and _heads(view.heads, blobs), "inversion": view.inversion and _inversion(view.inversion, view.frames, blobs),
-        "codec": view.codec and _codec(view.codec, blobs), "missing": missing,
+        "name": view.name,
+        "text": view.text,
+        "question": view.question,
+        "answer": view.answer,
+        "video": view.video,
+        "times": [round(float(t), 4) for t in times],
+        "frames": pictures,
+        "facts": [list(map(str, fact)) for fact in view.facts],
+        "words": [_word(word) for word in view.words],
+        "maps": [_map_set(one, blobs, room) for one in view.maps],
+        "heads": view.heads and _heads(view.heads, blobs),
+        "inversion": view.inversion and _inversion(view.inversion, view.frames, blobs),
+        "codec": view.codec and _codec(view.codec, blobs),
+        "missing": missing,
     }
 
 
@@ -67,15 +81,32 @@ def _middles(one: MapSet | None) -> list[float]:
 
 
 def _word(word: Any) -> dict[str, Any]:
-    return {"text": word.text, "start": word.start, "end": word.end, "score": _number(word.score), "mean": _number(word.mean),
-            "fluctuation": _number(word.fluctuation), "selected": bool(word.selected),
-            "curve": None if word.curve is None else [_number(value) for value in word.curve]}
+    return {
+        "text": word.text,
+        "start": word.start,
+        "end": word.end,
+        "score": _number(word.score),
+        "mean": _number(word.mean),
+        "fluctuation": _number(word.fluctuation),
+        "selected": bool(word.selected),
+        "curve": None if word.curve is None else [_number(value) for value in word.curve],
+    }
 
 
 def _map_set(one: MapSet, blobs: Blobs, room: int) -> dict[str, Any]:
     peaks = [_number(np.nanmax(maps)) if np.isfinite(maps).any() else None for maps in one.maps]
-    made = {"name": one.name, "kind": one.kind, "note": one.note, "peaks": peaks, **_grid(one), "all": _levels(one.maps, 1, blobs)}
-    sizes = {"layers": 0 if one.layers is None else one.layers.size, "steps": 0 if one.steps is None else one.steps.size}
+    made = {
+        "name": one.name,
+        "kind": one.kind,
+        "note": one.note,
+        "peaks": peaks,
+        **_grid(one),
+        "all": _levels(one.maps, 1, blobs),
+    }
+    sizes = {
+        "layers": 0 if one.layers is None else one.layers.size,
+        "steps": 0 if one.steps is None else one.steps.size,
+    }
     blocks = dict.fromkeys(sizes, 1)
     for name in ("layers", "steps") * 4:
         if sum(size / blocks[part] ** 2 for part, size in sizes.items()) + one.maps.size > room:
@@ -88,7 +119,11 @@ def _map_set(one: MapSet, blobs: Blobs, room: int) -> dict[str, Any]:
 
 def _grid(one: MapSet) -> dict[str, Any]:
     grid = one.grid
-    return {"spans": _rounded(grid.spans.numpy()), "rows": _rounded(grid.row_edges.numpy()), "columns": _rounded(grid.column_edges.numpy())}
+    return {
+        "spans": _rounded(grid.spans.numpy()),
+        "rows": _rounded(grid.row_edges.numpy()),
+        "columns": _rounded(grid.column_edges.numpy()),
+    }
 
 
 def _levels(values: np.ndarray, block: int, blobs: Blobs) -> dict[str, Any]:
@@ -96,7 +131,11 @@ def _levels(values: np.ndarray, block: int, blobs: Blobs) -> dict[str, Any]:
     if block > 1:
         values = _joined(values, block)
     level = 1 + np.round(254 * np.sqrt(np.clip(np.nan_to_num(values), 0, CEILING) / CEILING))
-    return {"blob": blobs.add(np.where(np.isfinite(values), level, 0).astype(np.uint8)), "block": block, "shape": list(values.shape)}
+    return {
+        "blob": blobs.add(np.where(np.isfinite(values), level, 0).astype(np.uint8)),
+        "block": block,
+        "shape": list(values.shape),
+    }
 
 
 def _joined(values: np.ndarray, block: int) -> np.ndarray:
@@ -116,9 +155,15 @@ def _joined(values: np.ndarray, block: int) -> np.ndarray:
 
 def _heads(view: HeadsView, blobs: Blobs) -> dict[str, Any]:
     return {
-        "rows": view.rows, "judged": view.judged, "note": view.note, "shape": list(view.grid.shape),
-        "spans": _rounded(view.grid.spans.numpy()), "selected": view.selected.astype(int).tolist(),
-        "metrics": {name: [[_number(value) for value in row] for row in values] for name, values in view.metrics.items()},
+        "rows": view.rows,
+        "judged": view.judged,
+        "note": view.note,
+        "shape": list(view.grid.shape),
+        "spans": _rounded(view.grid.spans.numpy()),
+        "selected": view.selected.astype(int).tolist(),
+        "metrics": {
+            name: [[_number(value) for value in row] for row in values] for name, values in view.metrics.items()
+        },
         "maps": [_head_maps(maps, view.grid.frames, blobs) for maps in view.maps],
     }
 
@@ -133,9 +178,14 @@ def _head_maps(maps: HeadMaps, frames: int, blobs: Blobs) -> dict[str, Any]:
     same_ufnf = np.stack([blocks[:, :, place, :, place] for place in range(count)], axis=1)
     with np.errstate(invalid="ignore"):
         above = same_ufnf > maps.threshold[:, None, None, None]
-    return {"rows": maps.rows, "places": maps.places.tolist(), "attention": blobs.add(attention),
-            "above": blobs.add(np.packbits(above.reshape(len(above), -1), axis=1)), "mask": blobs.add(np.packbits(maps.inside)),
-            "threshold": [_number(value) for value in maps.threshold]}
+    return {
+        "rows": maps.rows,
+        "places": maps.places.tolist(),
+        "attention": blobs.add(attention),
+        "above": blobs.add(np.packbits(above.reshape(len(above), -1), axis=1)),
+        "mask": blobs.add(np.packbits(maps.inside)),
+        "threshold": [_number(value) for value in maps.threshold],
+    }
 
 
 # ---- inversion and codec -------------------------------------------------------------------------
@@ -145,13 +195,22 @@ def _inversion(view: InversionView, shown: np.ndarray | None, blobs: Blobs) -> d
     latents = None
     if view.latents is not None:
         values = np.clip((view.latents + LATENT_RANGE) / (2 * LATENT_RANGE), 0, 1)
-        latents = {"blob": blobs.add((255 * values).round().astype(np.uint8)), "shape": list(values.shape),
-                   "mean": _number(view.latents.mean()), "deviation": _number(view.latents.std())}
+        latents = {
+            "blob": blobs.add((255 * values).round().astype(np.uint8)),
+            "shape": list(values.shape),
+            "mean": _number(view.latents.mean()),
+            "deviation": _number(view.latents.std()),
+        }
     psnr = view.frame_psnr()
     own = shown is None or len(shown) != len(view.frames)  # else the clip's own frames serve
-    return {"frames": _pictures(view.frames, blobs) if own else None, "latents": latents, "psnr": _number(view.psnr_db),
-            "reconstruction": None if view.reconstruction is None else _pictures(view.reconstruction, blobs),
-            "frame_psnr": None if psnr is None else [_number(value) for value in psnr], "relative_l2": _number(view.relative_l2)}
+    return {
+        "frames": _pictures(view.frames, blobs) if own else None,
+        "latents": latents,
+        "psnr": _number(view.psnr_db),
+        "reconstruction": None if view.reconstruction is None else _pictures(view.reconstruction, blobs),
+        "frame_psnr": None if psnr is None else [_number(value) for value in psnr],
+        "relative_l2": _number(view.relative_l2),
+    }
 
 
 def _codec(view: CodecView, blobs: Blobs) -> dict[str, Any]:
@@ -161,14 +220,29 @@ def _codec(view: CodecView, blobs: Blobs) -> dict[str, Any]:
     velocity = np.where(known[..., None], np.round(np.nan_to_num(view.velocity) / fastest * VELOCITY_STEPS) + 128, 0)
     reach = float(np.nanpercentile(view.residual, 99.5)) if np.isfinite(view.residual).any() else 1.0
     reach = max(reach, 1.0)
-    residual = np.where(np.isfinite(view.residual), 1 + np.round(254 * np.clip(np.nan_to_num(view.residual) / reach, 0, 1)), 0)
+    residual = np.where(
+        np.isfinite(view.residual), 1 + np.round(254 * np.clip(np.nan_to_num(view.residual) / reach, 0, 1)), 0
+    )
     return {
-        "times": _rounded(view.times), "duration": _number(view.duration), "kinds": "".join(view.kinds), "keys": np.flatnonzero(view.keys).tolist(),
-        "cuts": np.flatnonzero(view.cuts).tolist(), "bytes": view.packet_bytes.astype(int).tolist(),
-        "speed": [_number(v) for v in view.speed], "valid": [_number(v) for v in view.valid_share], "shown": view.shown.tolist(),
-        "rows": _rounded(view.row_edges), "columns": _rounded(view.column_edges), "fastest": _number(fastest), "reach": _number(reach),
-        "velocity": blobs.add(velocity.astype(np.uint8)), "validity": blobs.add(view.validity.astype(np.uint8)),
-        "residual": blobs.add(residual.astype(np.uint8)), "width": view.size[1], "facts": [list(map(str, fact)) for fact in view.facts], "notes": view.notes,
+        "times": _rounded(view.times),
+        "duration": _number(view.duration),
+        "kinds": "".join(view.kinds),
+        "keys": np.flatnonzero(view.keys).tolist(),
+        "cuts": np.flatnonzero(view.cuts).tolist(),
+        "bytes": view.packet_bytes.astype(int).tolist(),
+        "speed": [_number(v) for v in view.speed],
+        "valid": [_number(v) for v in view.valid_share],
+        "shown": view.shown.tolist(),
+        "rows": _rounded(view.row_edges),
+        "columns": _rounded(view.column_edges),
+        "fastest": _number(fastest),
+        "reach": _number(reach),
+        "velocity": blobs.add(velocity.astype(np.uint8)),
+        "validity": blobs.add(view.validity.astype(np.uint8)),
+        "residual": blobs.add(residual.astype(np.uint8)),
+        "width": view.size[1],
+        "facts": [list(map(str, fact)) for fact in view.facts],
+        "notes": view.notes,
     }
 
 
@@ -193,8 +267,14 @@ def _pictures(frames: np.ndarray, blobs: Blobs) -> dict[str, Any]:
         sheet.save(buffer, "PNG", optimize=True)
     else:
         sheet.save(buffer, "JPEG", quality=80, subsampling=0)
-    return {"blob": blobs.add(buffer.getvalue()), "type": "image/png" if exact else "image/jpeg", "count": count, "columns": columns,
-            "height": size[0], "width": size[1]}
+    return {
+        "blob": blobs.add(buffer.getvalue()),
+        "type": "image/png" if exact else "image/jpeg",
+        "count": count,
+        "columns": columns,
+        "height": size[0],
+        "width": size[1],
+    }
 
 
 def _number(value: Any) -> float | None:

@@ -1,7 +1,8 @@
 """The figures of the paper's supplement, for one's own clip (arXiv 2606.06853, supplement, Figures 1 to 5).
 
-1 steps of inversion and denoising, and shares of heads    2 two heads from near    3 a training sample: words, scores, maps
-4 vision-to-vision maps of heads by their scores           5 original, inverted noise, reconstruction
+1 steps of inversion and denoising, and shares of heads    2 two heads from near
+3 a training sample: words, scores, maps                   4 vision-to-vision maps of heads by their scores
+5 original, inverted noise, reconstruction
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 
 from enhancer.visualize.drawing import (
-    COLOURS, RED, attention_norm, best_word, chosen_frames, density_norm, frames_of, head_picture, overlaid, ranked_heads, save,
+    COLOURS,
+    RED,
+    attention_norm,
+    best_word,
+    chosen_frames,
+    density_norm,
+    frames_of,
+    head_picture,
+    overlaid,
+    ranked_heads,
+    save,
 )
 from enhancer.visualize.views import ClipView, HeadsView, MapSet
 from vdm_priors.errors import UserError
@@ -33,8 +44,12 @@ def steps_figure(view: ClipView, variants: dict[str, MapSet], word: int) -> Figu
     """Figure 1: the clip, and the word's map for each variant of extraction (a name → its maps)."""
     frames, chosen = frames_of(view), chosen_frames(view)
     rows = {"original": frames, **{name: overlaid(frames, one, word, view.times) for name, one in variants.items()}}
-    return _strips({name: values[chosen] for name, values in rows.items()}, [f"{view.times[n]:.2f} s" for n in chosen],
-                   f"“{view.words[word].text}”", scale=True)
+    return _strips(
+        {name: values[chosen] for name, values in rows.items()},
+        [f"{view.times[n]:.2f} s" for n in chosen],
+        f"“{view.words[word].text}”",
+        scale=True,
+    )
 
 
 def near_figure(heads: HeadsView) -> Figure:
@@ -50,14 +65,16 @@ def near_figure(heads: HeadsView) -> Figure:
 def heads_figure(heads: HeadsView) -> Figure:
     """Figure 4: heads from the highest score to the lowest, selected ones in red."""
     ranked = _ranked(heads)
-    shown = [ranked[n] for n in np.unique(np.linspace(0, len(ranked) - 1, min(MOST_HEADS, len(ranked))).round().astype(int))]
+    shown = [
+        ranked[n] for n in np.unique(np.linspace(0, len(ranked) - 1, min(MOST_HEADS, len(ranked))).round().astype(int))
+    ]
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(2.9 * columns + 1, 3.15 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, at in zip(axes, shown, strict=False):
         image = _draw_head(axis, heads, at)
-    for axis in axes[len(shown):]:
+    for axis in axes[len(shown) :]:
         axis.set_visible(False)
     figure.colorbar(image, ax=list(axes), label="attention, times uniform", shrink=0.7)
     return figure
@@ -67,16 +84,23 @@ def sample_figure(view: ClipView) -> Figure:
     """Figure 3: the text with the selected words in red, scores of words, and two words' aggregated maps."""
     scored = sorted((word for word in view.words if word.score is not None), key=lambda word: -word.score)
     if not scored or not view.maps:
-        raise UserError(f"Figure 3 shows motion scores and maps, and {view.name} lacks them: its prior is not of a video diffusion model.")
+        raise UserError(
+            f"Figure 3 shows motion scores and maps, and {view.name} lacks them: its prior is of no "
+            f"video diffusion model."
+        )
     teacher = next((one for one in view.maps if one.kind == "teacher"), view.maps[0])
-    order = sorted((n for n, word in enumerate(view.words) if word.selected), key=lambda n: -(view.words[n].score or 0))[:2]
+    order = sorted(
+        (n for n, word in enumerate(view.words) if word.selected), key=lambda n: -(view.words[n].score or 0)
+    )[:2]
     frames, chosen = frames_of(view), chosen_frames(view)
     height, width = frames.shape[1:3]
     tall = 1.6 * height / width
     wide = 1.6 * len(chosen) + 1.2
     lines = 0.25 + 0.19 * (1 + int(len(view.text) * CHARACTER / (66 * wide)))
     figure = Figure(figsize=(wide, lines + 1.2 + tall * (1 + len(order))), layout="constrained")
-    text, table, *strips = figure.subfigures(2 + 1 + len(order), 1, height_ratios=[lines, 1.2, *[tall] * (1 + len(order))])
+    text, table, *strips = figure.subfigures(
+        2 + 1 + len(order), 1, height_ratios=[lines, 1.2, *[tall] * (1 + len(order))]
+    )
     _write_text(text, view, 0.92 * wide)
     _score_table(table, scored)
     rows = [("frames", frames), *((f"“{view.words[n].text}”", overlaid(frames, teacher, n, view.times)) for n in order)]
@@ -91,11 +115,17 @@ def inversion_figure(view: ClipView) -> Figure:
     """Figure 5: the clip, the noise it was inverted to, and its reconstruction with each frame's PSNR."""
     found = view.inversion
     if found is None or found.latents is None or found.reconstruction is None:
-        raise UserError(f"Figure 5 shows an inversion, and none of {view.name} is at hand: the teacher must be asked again.")
+        raise UserError(
+            f"Figure 5 shows an inversion, and none of {view.name} is at hand: the teacher must be asked again."
+        )
     chosen, psnr = chosen_frames(view), found.frame_psnr()
     shown = (np.clip(found.latents[:, :3] + 3, 0, 6) / 6 * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
     latents = shown[(chosen * len(shown) // max(len(view.times), 1)).clip(0, len(shown) - 1)]
-    rows = {"original": found.frames[chosen], "inverted to noise": latents, "reconstruction": found.reconstruction[chosen]}
+    rows = {
+        "original": found.frames[chosen],
+        "inverted to noise": latents,
+        "reconstruction": found.reconstruction[chosen],
+    }
     below = [f"{view.times[n]:.2f} s" + ("" if psnr is None else f"\n{psnr[n]:.1f} dB") for n in chosen]
     return _strips(rows, below, "")
 
@@ -103,7 +133,9 @@ def inversion_figure(view: ClipView) -> Figure:
 def _ranked(heads: HeadsView | None) -> list[tuple[int, int]]:
     ranked = [] if heads is None else ranked_heads(heads)
     if not ranked:
-        raise UserError("This figure shows heads' attention, and none is at hand: the prior's teacher and clip are needed.")
+        raise UserError(
+            "This figure shows heads' attention, and none is at hand: the prior's teacher and clip are needed."
+        )
     return ranked
 
 
@@ -115,8 +147,11 @@ def _draw_head(axis: object, heads: HeadsView, at: tuple[int, int]) -> object:
     step = max(1, frames // 7)
     axis.set_xticks(ticks[::step], np.arange(1, frames + 1)[::step], fontsize=7)
     axis.set_yticks(ticks[::step], np.arange(1, frames + 1)[::step], fontsize=7)
-    axis.set_title(f"{heads.rows[at[0]]}, head {at[1]}: {heads.metrics['score'][at]:.2f}", fontsize=9,
-                   color=RED if heads.selected[at] else "black")
+    axis.set_title(
+        f"{heads.rows[at[0]]}, head {at[1]}: {heads.metrics['score'][at]:.2f}",
+        fontsize=9,
+        color=RED if heads.selected[at] else "black",
+    )
     return image
 
 
@@ -136,7 +171,9 @@ def _strips(rows: dict[str, np.ndarray], below: list[str], title: str, scale: bo
     if title:
         figure.suptitle(title, fontsize=10, parse_math=False)
     if scale:
-        bar = figure.colorbar(ScalarMappable(density_norm(), COLOURS), ax=list(axes.ravel()), shrink=0.6, ticks=[0, 1, 2, 4, 8])
+        bar = figure.colorbar(
+            ScalarMappable(density_norm(), COLOURS), ax=list(axes.ravel()), shrink=0.6, ticks=[0, 1, 2, 4, 8]
+        )
         bar.set_label("times uniform", fontsize=8)
     return figure
 
@@ -160,8 +197,18 @@ def _write_text(part: object, view: ClipView, width: float) -> None:
     for piece, selected in [*pieces, (view.text[done:], False)]:
         if column + len(piece) > most:
             column, line = 0, line + 1
-        axis.annotate(piece.replace("\n", " "), (0, 1), (column * CHARACTER, -13 * line), xycoords="axes fraction", textcoords="offset points",
-                      family="monospace", fontsize=TEXT, va="top", color=RED if selected else "black", parse_math=False)
+        axis.annotate(
+            piece.replace("\n", " "),
+            (0, 1),
+            (column * CHARACTER, -13 * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            family="monospace",
+            fontsize=TEXT,
+            va="top",
+            color=RED if selected else "black",
+            parse_math=False,
+        )
         column += len(piece)
 
 
@@ -172,7 +219,10 @@ def _score_table(part: object, scored: list) -> None:
     scores = np.array([word.score for word in scored])
     level = dict(zip(map(id, scored), (scores - scores.mean()) / (scores.std() or 1), strict=True))
     rows = []
-    for name, chosen in (("selected", [w for w in scored if w.selected][:6]), ("not selected", [w for w in scored if not w.selected][:6])):
+    for name, chosen in (
+        ("selected", [w for w in scored if w.selected][:6]),
+        ("not selected", [w for w in scored if not w.selected][:6]),
+    ):
         rows.append([name, *(w.text for w in chosen), *[""] * (6 - len(chosen))])
         rows.append(["score", *(f"{level[id(w)]:.2f}" for w in chosen), *[""] * (6 - len(chosen))])
     table = axis.table(rows, loc="center", cellLoc="center")
@@ -187,10 +237,21 @@ def first_places(rows: int, columns: int) -> torch.Tensor:
     return torch.arange(min(NEAR, rows * columns))
 
 
-def draw_figure(number: int, view: ClipView, stem: Path, word: str | None, variants: Callable[[], dict[str, MapSet]],
-                near: Callable[[], HeadsView]) -> list[Path]:
-    """Draws one figure as PNG and SVG. variants, near: what Figures 1 and 2 ask the teacher for. Raises UserError for what
-    the clip lacks."""
-    made = {1: lambda: steps_figure(view, variants(), best_word(view, word)), 2: lambda: near_figure(near()),
-            3: lambda: sample_figure(view), 4: lambda: heads_figure(view.heads), 5: lambda: inversion_figure(view)}[number]()
+def draw_figure(
+    number: int,
+    view: ClipView,
+    stem: Path,
+    word: str | None,
+    variants: Callable[[], dict[str, MapSet]],
+    near: Callable[[], HeadsView],
+) -> list[Path]:
+    """Draws one figure as PNG and SVG. variants, near: what Figures 1 and 2 ask the teacher for. Raises UserError for
+    what the clip lacks."""
+    made = {
+        1: lambda: steps_figure(view, variants(), best_word(view, word)),
+        2: lambda: near_figure(near()),
+        3: lambda: sample_figure(view),
+        4: lambda: heads_figure(view.heads),
+        5: lambda: inversion_figure(view),
+    }[number]()
     return save(made, stem)

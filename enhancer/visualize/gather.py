@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from enhancer.shipped import quiet_libraries, student_path, teacher_path, torch_
 from enhancer.video.clip import Clip, read_clip
 from enhancer.visualize.codec import codec_view
 from enhancer.visualize.look_again import look_again
-from enhancer.visualize.students import student_maps, stored_maps
-from enhancer.visualize.views import METRICS, SOURCE, TEACHER, TRUTH, ClipView, HeadsView, MapSet, density
-from enhancer.visualize.words import stored_curves, word_views
+from enhancer.visualize.stored import settings_of, stored_view
+from enhancer.visualize.students import student_maps
+from enhancer.visualize.views import SOURCE, TEACHER, TRUTH, ClipView, MapSet, density
 from enhancer.world import load_truth
-from vdm_priors.errors import RecipeError, UserError
+from vdm_priors.errors import UserError
 from vdm_priors.extract import ExtractionSettings, extract_priors
 from vdm_priors.fingerprint import fingerprint
 from vdm_priors.prior import MotionPrior
@@ -43,7 +43,9 @@ class VisualizeKeys:
 
     teacher: TeacherSettings = option(TeacherSettings())
     student: StudentSettings = option(StudentSettings())
-    device: str = option("auto", "where models compute: auto takes a GPU if there is one", pattern="auto|cpu|mps|cuda(:[0-9]+)?")
+    device: str = option(
+        "auto", "where models compute: auto takes a GPU if there is one", pattern="auto|cpu|mps|cuda(:[0-9]+)?"
+    )
     threads: int = option(1, "CPU threads", min=1, max=1024)
 
 
@@ -71,8 +73,14 @@ class Gatherer:
         clip = read_clip(video, sampling.sampling())  # a bad file is told before a model loads
         settings = self.keys.teacher.extraction
         with self.console.bar("making the prior", settings.steps, "step") as bar:
-            made = extract_priors(self.load_teacher(name), [clip], [text], replace(settings, reconstruction=False),
-                                  size=self.size(), on_step=lambda phase, step, steps: bar(step + 1, steps, phase))
+            made = extract_priors(
+                self.load_teacher(name),
+                [clip],
+                [text],
+                replace(settings, reconstruction=False),
+                size=self.size(),
+                on_step=lambda phase, step, steps: bar(step + 1, steps, phase),
+            )
         return self.view(made[0], clip, video, name, settings, Sample(video.name, video, text, "NA"))
 
     def of_prior(self, path: Path, video: Path | None) -> ClipView:
@@ -83,23 +91,41 @@ class Gatherer:
         if video is None:
             view = view_of(None, None, None, None, None)
             view.video = str(recorded)
-            view.lacks("clip", f"The clip is not at hand: a prior's file holds no pictures{f' ({recorded})' if recorded else ''}. "
-                               f"Give it with --video FILE.")
+            view.lacks(
+                "clip",
+                f"The clip is not at hand: a prior's file holds no pictures{f' ({recorded})' if recorded else ''}. "
+                f"Give it with --video FILE.",
+            )
             return view
         settings = settings_of(prior)
         clip = self.clip_of(prior, video)
-        view = view_of(clip, video, self.teacher_of(prior, self.keys.teacher.model), settings, Sample(path.stem, video, prior.text, "NA"))
+        view = view_of(
+            clip,
+            video,
+            self.teacher_of(prior, self.keys.teacher.model),
+            settings,
+            Sample(path.stem, video, prior.text, "NA"),
+        )
         if clip is None:
             seconds = prior.provenance.get("seconds") or []
-            view.lacks("clip", f"{video.name} has no frames at the prior's seconds ({_listed(seconds)}): it is another clip, or was "
-                               f"sampled otherwise; set teacher.sampling.")
+            view.lacks(
+                "clip",
+                f"{video.name} has no frames at the prior's seconds ({_listed(seconds)}): it is another clip, or was "
+                f"sampled otherwise; set teacher.sampling.",
+            )
         return view
 
     # ---- one clip --------------------------------------------------------------------------------
 
     def view(
-        self, prior: MotionPrior, clip: Clip | None, video: Path | None, teacher: str | None,
-        settings: ExtractionSettings | None, sample: Sample | None, name: str = "",
+        self,
+        prior: MotionPrior,
+        clip: Clip | None,
+        video: Path | None,
+        teacher: str | None,
+        settings: ExtractionSettings | None,
+        sample: Sample | None,
+        name: str = "",
     ) -> ClipView:
         """All that can be shown of a prior. teacher: the model that may be asked again, None for none."""
         view = stored_view(prior, name or (video.name if video else ""))
@@ -112,7 +138,10 @@ class Gatherer:
         if prior.provenance.get("source") == "vdm" and self.ask:
             self.add_look(view, prior, clip, teacher, settings)
         elif prior.provenance.get("source") == "vdm":
-            view.lacks("heads", "Attention of single heads, steps and layers is not in a prior's file, and models were not asked again.")
+            view.lacks(
+                "heads",
+                "Attention of single heads, steps and layers is not in a prior's file, and no model was asked again.",
+            )
         if video is not None:
             self.add_truth(view, prior, video)
         if sample is not None and clip is not None and self.ask:
@@ -122,18 +151,34 @@ class Gatherer:
         view.maps.sort(key=lambda one: order.index(one.kind))
         return view
 
-    def add_look(self, view: ClipView, prior: MotionPrior, clip: Clip | None, teacher: str | None,
-                 settings: ExtractionSettings | None) -> None:
+    def add_look(
+        self,
+        view: ClipView,
+        prior: MotionPrior,
+        clip: Clip | None,
+        teacher: str | None,
+        settings: ExtractionSettings | None,
+    ) -> None:
         """Steps, layers, heads and inversion, from the teacher."""
         if clip is None or teacher is None or settings is None:
             why = "the clip" if clip is None else "the prior's teacher" if teacher is None else "what its settings mean"
-            view.lacks("heads", f"Attention of single heads, steps and layers is not in a prior's file, and {why} is not at hand to "
-                                f"ask the teacher again.")
+            view.lacks(
+                "heads",
+                f"Attention of single heads, steps and layers is not in a prior's file, and {why} is not at hand to "
+                f"ask the teacher again.",
+            )
             return
         try:
             with self.console.bar("asking the teacher again", settings.steps, "step") as bar:
-                look = look_again(self.load_teacher(teacher), clip, prior, settings, size=self.size(), share=self.share,
-                                  on_step=lambda phase, step, steps: bar(step + 1, steps, phase))
+                look = look_again(
+                    self.load_teacher(teacher),
+                    clip,
+                    prior,
+                    settings,
+                    size=self.size(),
+                    share=self.share,
+                    on_step=lambda phase, step, steps: bar(step + 1, steps, phase),
+                )
         except UserError as error:
             view.lacks("heads", f"The teacher could not be asked again: {error}")
             return
@@ -158,7 +203,15 @@ class Gatherer:
                 view.lacks("maps", f"No ground truth: {error}")
             return
         view.maps = [one for one in view.maps if one.kind != TRUTH]
-        view.maps.append(MapSet("ground truth", TRUTH, prior.grid, density(mass.numpy(), prior.grid), note="pixels of what the word names"))
+        view.maps.append(
+            MapSet(
+                "ground truth",
+                TRUTH,
+                prior.grid,
+                density(mass.numpy(), prior.grid),
+                note="pixels of what the word names",
+            )
+        )
 
     def add_student(self, view: ClipView, prior: MotionPrior, sample: Sample, name: str, model: str) -> None:
         """A student's attention to the words; takes the place of a stored map of the same name."""
@@ -186,7 +239,8 @@ class Gatherer:
         return tuple(self.keys.teacher.size) if self.keys.teacher.size else None
 
     def teacher_of(self, prior: MotionPrior, recorded: str | None) -> str | None:
-        """Which model to ask about a prior: --teacher, else `recorded` (a recipe's) or the shipped one, if it made the prior.
+        """Which model to ask about a prior: --teacher, else `recorded` (a recipe's) or the shipped one, if it made
+        the prior.
 
         A hub's model is asked only if --teacher names it: nobody wants gigabytes loaded for a picture unasked.
         """
@@ -225,7 +279,9 @@ class Gatherer:
         torch.set_num_threads(self.keys.threads)
         self.console.note(f"loading the teacher {name}")
         asked = self.keys.teacher
-        return load_teacher(teacher_path(name), getattr(torch, asked.dtype), torch_device(self.keys.device), asked.offload)
+        return load_teacher(
+            teacher_path(name), getattr(torch, asked.dtype), torch_device(self.keys.device), asked.offload
+        )
 
     def _student(self, name: str) -> Any:
         from vlm_hooks.families import load_student
@@ -233,7 +289,9 @@ class Gatherer:
         quiet_libraries()
         torch.set_num_threads(self.keys.threads)
         self.console.note(f"loading the student {name}")
-        student = load_student(student_path(name), dtype=getattr(torch, self.keys.student.dtype), device=torch_device(self.keys.device))
+        student = load_student(
+            student_path(name), dtype=getattr(torch, self.keys.student.dtype), device=torch_device(self.keys.device)
+        )
         student.model.eval()
         return student
 
@@ -249,83 +307,6 @@ def _loaded(load: Callable[[str], Any], name: str) -> Any:
     return _held[kind][2]
 
 
-# ---- what a prior's file says --------------------------------------------------------------------
-
-
-def settings_of(prior: MotionPrior) -> ExtractionSettings | None:
-    """The settings that a prior was made with; None if this version does not know them."""
-    recorded = prior.provenance.get("settings") or {}
-    if set(recorded) - {f.name for f in fields(ExtractionSettings)}:
-        return None
-    try:
-        settings = ExtractionSettings(**recorded)
-        settings.validate()
-    except (RecipeError, TypeError, ValueError):
-        return None
-    return settings
-
-
-def stored_view(prior: MotionPrior, name: str) -> ClipView:
-    """What a prior's file alone can show."""
-    facts = prior.provenance
-    source = str(facts.get("source") or "prior")
-    words = word_views(prior)
-    if source == "vdm" and (settings := settings_of(prior)):
-        curves = stored_curves(prior, settings)
-        for word in words:
-            word.curve = curves.get((word.start, word.end))
-    places = [n for n, word in enumerate(words) if word.selected]
-    kind, shown = (TEACHER, "teacher") if source == "vdm" else (SOURCE, source)
-    maps = stored_maps(shown, kind, prior.grid, prior.maps.numpy(), places, len(words), "the prior's own words only")
-    view = ClipView(name, prior.text, [float(t) for t in facts.get("seconds") or []], None, words, [maps],
-                    heads=stored_heads(prior), provenance=facts)
-    view.facts = _facts(prior, source)
-    if not facts.get("word_scores"):
-        view.lacks("tokens", f"No motion scores: the source {source} makes none.")
-    if view.heads is None:
-        view.lacks("heads", "No head scores: " + ("head selection was off." if source == "vdm" else f"the source {source} has no heads."))
-    return view
-
-
-def stored_heads(prior: MotionPrior) -> HeadsView | None:
-    """Head scores of a prior's provenance as rows of layers; one row where it does not say how many heads a layer has."""
-    scores = prior.provenance.get("head_scores")
-    if not isinstance(scores, dict) or not all(scores.get(name) for name in (*METRICS, "selected")):
-        return None
-    count, heads = len(scores["selected"]), prior.provenance.get("attention_heads")
-    by_layer = (prior.provenance.get("settings") or {}).get("head_scope") == "layer_head"
-    if not by_layer:
-        rows = ["mean over layers"]
-    elif heads and count % heads == 0:
-        listed = (prior.provenance.get("settings") or {}).get("layers") or range(count // heads)
-        rows = [f"layer {layer}" for layer in listed]
-    else:
-        rows = ["all layers, one after another"]
-    shape = (len(rows), count // len(rows))
-    metrics = {name: np.array(scores[name], np.float64).reshape(shape) for name in METRICS}
-    return HeadsView(rows, metrics, np.array(scores["selected"], bool).reshape(shape), list(range(len(rows))), prior.grid)
-
-
-def _facts(prior: MotionPrior, source: str) -> list[tuple[str, str]]:
-    facts = prior.provenance
-    frames, rows, columns = prior.grid.shape
-    shown = [("source", source if not facts.get("model") else f"{source}, {facts['model']}"),
-             ("prior", f"{len(prior.words)} words × {frames} latent frames × {rows} × {columns} cells")]
-    settings = facts.get("settings") or {}
-    told = [f"{name.replace('_', ' ')} {settings[name]}" for name in ("steps", "guidance", "harvest_at", "direction", "head_scope")
-            if name in settings]
-    if told:
-        shown.append(("settings", ", ".join(told)))
-    confidence = facts.get("confidence") or {}
-    measured = [f"{name} {confidence[name]['prior']:.2f}" for name in ("concentration", "mobility") if isinstance(confidence.get(name), dict)]
-    if measured:
-        shown.append(("confidence (0 to 1)", ", ".join(measured)))
-    if facts.get("not_covered"):
-        shown.append(("beyond the teacher's text limit", ", ".join(map(str, facts["not_covered"]))))
-    return shown
-
-
 def _listed(seconds: list[float]) -> str:
     shown = ", ".join(f"{t:.2f}" for t in seconds[:6])
     return shown + (", …" if len(seconds) > 6 else "") if seconds else "which it does not say"
-

@@ -1,7 +1,7 @@
 """`write_page`: views in, one self-contained HTML page out, which asks nothing of any network.
 
-Nothing of a clip becomes markup: all of it lies in JSON and base64 that the page's script reads, and the script writes text
-as text. A Content-Security-Policy lets only this script and this style sheet run, and no address be loaded.
+Nothing of a clip becomes markup: all of it lies in JSON and base64 that the page's script reads, and the script
+writes text as text. A Content-Security-Policy lets only this script and this style sheet run, and no address be loaded.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ def page(views: list[ClipView], title: str, note: str = "") -> str:
     script = "\n".join(["(() => {", '"use strict";', *(_static(f"{name}.js") for name in SCRIPTS), "})();"])
     parts = "\n".join(f'<script type="text/plain" id="blob{n}">{part}</script>' for n, part in enumerate(blobs.parts))
     fields = {
-        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
-        "style": style, "data": as_json(data), "script": script, "blobs": parts,
+        "policy": f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
+        "style": style,
+        "data": as_json(data),
+        "script": script,
+        "blobs": parts,
     }
     return _filled(_static("page.html"), fields)
 

@@ -80,10 +80,14 @@ def map_film(view: ClipView, word: int, path: Path) -> Path:
     panels = [("frames", frames), *((one.name, overlaid(frames, one, word, view.times)) for one in view.maps)]
     step = float(np.diff(view.times).mean()) if len(view.times) > 1 else 1.0
     with readable_write_errors(path), av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(1 / max(step, 1e-3)).limit_denominator(1001), options={"crf": "18"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(1 / max(step, 1e-3)).limit_denominator(1001), options={"crf": "18"}
+        )
         for n in range(len(frames)):
             picture = np.concatenate([_titled(values[n], name) for name, values in panels], axis=1)
-            picture = np.pad(picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)])  # H.264's colours need even sides
+            picture = np.pad(
+                picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)]
+            )  # H.264's colours need even sides
             if n == 0:
                 stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

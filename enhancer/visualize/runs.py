@@ -1,94 +1,32 @@
 """From a run folder to the views of a few of its clips, whatever of the folder is there.
 
-A run that is half-finished, was moved, comes from an older version or has lost its clips gives views of what is left; each
-says what is missing. Nothing here raises for a gap in a folder.
+A run that is half-finished, was moved, comes from an older version or has lost its clips gives views of what is left;
+each says what is missing. Nothing here raises for a gap in a folder.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from enhancer.data.samples import Sample
-from enhancer.recipe import build
-from enhancer.recipe_schema import StudentSettings, TeacherSettings
 from enhancer.report.claims import number
 from enhancer.report.examples import Example, read_examples
-from enhancer.report.run_folder import RunFolder, label, read_run_folder
+from enhancer.report.run_folder import label
 from enhancer.shipped import student_path
-from enhancer.visualize.gather import Gatherer, settings_of
+from enhancer.visualize.gather import Gatherer
+from enhancer.visualize.run_source import Source, find_video, read_run, stores
+from enhancer.visualize.stored import settings_of
 from enhancer.visualize.students import stored_maps
 from enhancer.visualize.views import STUDENT, TRUTH, ClipView, InversionView
-from enhancer.world.make import WorldSettings
 from vdm_priors.errors import UserError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
 from vdm_priors.words import Word
 
 BEFORE = "base"
-
-
-@dataclass
-class Source:
-    """A run's folder with what is known of it. teacher, student, world: of its recipe, None where this version cannot read
-    them; arms: names; roots: folders that its clips may lie in; gaps: sentences that hold for every clip."""
-
-    run: RunFolder
-    teacher: TeacherSettings | None = None
-    student: StudentSettings | None = None
-    arms: list[str] = field(default_factory=list)
-    roots: list[Path] = field(default_factory=list)
-    gaps: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def folder(self) -> Path:
-        return self.run.folder
-
-
-def read_run(folder: Path) -> Source:
-    """The folder, read as far as it can be; a recipe of another version section by section."""
-    run = read_run_folder(folder)
-    source = Source(run, gaps=[(missing.section, missing.sentence) for missing in run.missing if missing.section == "run"])
-    status = run.info.get("status")
-    if run.info and status != "finished":
-        source.gaps.append(("run", f"The run is not finished (its run.json says '{status}'); what it has so far is shown."))
-    raw = _recipe(run.recipe, source)
-    source.teacher = _section(TeacherSettings, raw.get("teacher"), "teacher", source)
-    source.student = _section(StudentSettings, raw.get("student"), "student", source)
-    arms = raw.get("arms") if isinstance(raw.get("arms"), list) else []
-    source.arms = [str(arm["name"]) for arm in arms if isinstance(arm, dict) and arm.get("name")]
-    root = raw["data"].get("root") if isinstance(raw.get("data"), dict) else None
-    source.roots = [Path("."), folder, *([Path(str(root))] if root else [])]
-    worlds = [folder.parent / "worlds", *([Path(str(raw["output"])) / "worlds"] if raw.get("output") else [])]
-    world = _section(WorldSettings, raw.get("world"), "world", source) if raw.get("world") else None
-    digest = world.digest()[:12] if world is not None else ""
-    found = [place for folder in dict.fromkeys(worlds) if folder.is_dir() for place in sorted(folder.iterdir())]
-    source.roots += sorted(found, key=lambda place: place.name != digest)  # its own world before the others
-    return source
-
-
-def _recipe(text: str, source: Source) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        source.gaps.append(("run", f"recipe.yaml is damaged ({' '.join(str(error).split())[:200]})."))
-        raw = {}
-    return raw if isinstance(raw, dict) else {}
-
-
-def _section(schema: type, raw: Any, name: str, source: Source) -> Any:
-    if raw is None:
-        return None
-    try:
-        return build(schema, raw, f"recipe.yaml, {name}")
-    except UserError as error:
-        source.gaps.append(("run", f"The recipe's {name} is not of this version and is left out: {' '.join(str(error).split())}"))
-        return None
 
 
 def of_run(folder: Path, gatherer: Gatherer, samples: list[str], count: int) -> list[ClipView]:
@@ -116,7 +54,11 @@ def of_run(folder: Path, gatherer: Gatherer, samples: list[str], count: int) -> 
     asked: list[tuple[ClipView, MotionPrior, Sample]] = []  # clips that students can be asked about
     for name in wanted:
         gatherer.console.note(f"clip {name}")
-        view = _of_example(by_id[name], source, gatherer, asked) if name in by_id else _of_row(rows[name], source, gatherer, asked)
+        view = (
+            _of_example(by_id[name], source, gatherer, asked)
+            if name in by_id
+            else _of_row(rows[name], source, gatherer, asked)
+        )
         if view is not None:
             views.append(view)
     for shown, model in students:  # one student in memory at a time
@@ -129,7 +71,9 @@ def of_run(folder: Path, gatherer: Gatherer, samples: list[str], count: int) -> 
             view.lacks(section, sentence)
     if not views:
         gaps = "; ".join(sentence for _, sentence in source.gaps) or "it holds neither examples nor priors"
-        raise UserError(f"Nothing of {folder} can be shown: {gaps}. Give a run's folder, or run the recipe again: it continues.")
+        raise UserError(
+            f"Nothing of {folder} can be shown: {gaps}. Give a run's folder, or run the recipe again: it continues."
+        )
     return views
 
 
@@ -137,7 +81,7 @@ def _of_row(row: dict, source: Source, gatherer: Gatherer, asked: list) -> ClipV
     """A sample of priors.json: its prior and its clip."""
     name, key = str(row.get("sample_id")), str(row.get("key"))
     prior = None
-    for store in _stores(source):
+    for store in stores(source):
         path = store / key[:2] / f"{key}.safetensors"
         try:
             prior = MotionPrior.load(path) if path.is_file() else prior
@@ -162,28 +106,59 @@ def _of_example(example: Example, source: Source, gatherer: Gatherer, asked: lis
         source.gaps.append(("examples", f"{name}: its file holds no prior that can be read."))
         return None
     video = find_video(str(meta.get("video") or ""), source)
-    view = _view(prior, name, str(meta.get("video") or ""), video, str(meta.get("question", "")), str(meta.get("answer", "")),
-                 source, gatherer, asked, _stored(example))
+    view = _view(
+        prior,
+        name,
+        str(meta.get("video") or ""),
+        video,
+        str(meta.get("question", "")),
+        str(meta.get("answer", "")),
+        source,
+        gatherer,
+        asked,
+        _stored(example),
+    )
     tensors = example.tensors
     if view.frames is None:
         view.frames, view.times = tensors["frames"], [number(t) or 0.0 for t in meta.get("times", [])]
     if view.inversion is None and "reconstruction" in tensors:
-        view.inversion = InversionView(tensors["frames"], tensors.get("inverted"), tensors["reconstruction"],
-                                       number(meta.get("psnr_db")), number(meta.get("latent_relative_l2")))
+        view.inversion = InversionView(
+            tensors["frames"],
+            tensors.get("inverted"),
+            tensors["reconstruction"],
+            number(meta.get("psnr_db")),
+            number(meta.get("latent_relative_l2")),
+        )
     return view
 
 
 def _view(
-    prior: MotionPrior, name: str, recorded: str, video: Path | None, question: str, answer: str, source: Source,
-    gatherer: Gatherer, asked: list, stored: Any = None,
+    prior: MotionPrior,
+    name: str,
+    recorded: str,
+    video: Path | None,
+    question: str,
+    answer: str,
+    source: Source,
+    gatherer: Gatherer,
+    asked: list,
+    stored: Any = None,
 ) -> ClipView:
     clip, sample, teacher = None, None, None
-    problem = f"The clip {recorded or '(not recorded)'} is not there: not where the run read it, nor beside the run." if video is None else ""
+    problem = (
+        f"The clip {recorded or '(not recorded)'} is not there: not where the run read it, nor beside the run."
+        if video is None
+        else ""
+    )
     if video is not None:
         sample = Sample(name, video, question, answer or "NA")
         try:
             clip = gatherer.clip_of(prior, video)
-            problem = "" if clip is not None else f"{video.name} is another clip than the prior's, or is sampled otherwise now."
+            problem = (
+                ""
+                if clip is not None
+                else f"{video.name} is another clip than the prior's, or is sampled otherwise now."
+            )
         except UserError as error:
             problem = str(error)
         if clip is None:
@@ -216,7 +191,9 @@ def _prior_of(example: Example) -> MotionPrior | None:
         for text in (question, answer, f"{question}\n{answer}"):
             words = _words_in(text, scored, meta.get("words") or [])
             if words is not None and len(words) == len(maps):
-                prior = MotionPrior(text, words, maps, grid, torch.ones(len(words)), {"source": name.split("/")[1], **facts})
+                prior = MotionPrior(
+                    text, words, maps, grid, torch.ones(len(words)), {"source": name.split("/")[1], **facts}
+                )
                 prior.validate()
                 return prior
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -252,8 +229,17 @@ def _stored(example: Example) -> Any:
             try:
                 grid = TokenGrid.from_dict(example.meta["grids"]["attention"])
                 name = "ground truth" if kind == "truth" else student_name(arm)
-                found.append(stored_maps(name, TRUTH if kind == "truth" else STUDENT, grid, tensor, places, len(view.words),
-                                         "as the run stored it"))
+                found.append(
+                    stored_maps(
+                        name,
+                        TRUTH if kind == "truth" else STUDENT,
+                        grid,
+                        tensor,
+                        places,
+                        len(view.words),
+                        "as the run stored it",
+                    )
+                )
             except (KeyError, TypeError, ValueError):
                 view.lacks("maps", f"{key}: no grid fits it.")
         return found
@@ -286,29 +272,3 @@ def _students(source: Source) -> list[tuple[str, str]]:
         else:
             source.gaps.append(("maps", f"{student_name(arm)}: no trained model of it in arms/{arm}."))
     return found
-
-
-def _stores(source: Source) -> list[Path]:
-    shared = source.teacher.store if source.teacher is not None else None
-    return [source.folder / "priors", *([Path(shared)] if shared else [])]
-
-
-def find_video(recorded: str, source: Source) -> Path | None:
-    """The clip's file: where the run read it, under the data's root, or in a world beside the run (which may have moved)."""
-    if not recorded:
-        return None
-    places = [root / recorded for root in source.roots]
-    places += [root / Path(*Path(recorded).parts[-2:]) for root in source.roots]
-    return next((place.resolve() for place in places if place.is_file()), None)
-
-
-def prior_beside_run(path: Path) -> tuple[Source, dict] | None:
-    """The run whose store a prior lies in and its row there; None where there is none."""
-    folder = path.resolve().parent.parent.parent
-    try:
-        rows = json.loads((folder / "priors.json").read_text(encoding="utf-8"))
-        row = next((row for row in rows if row.get("key") == path.stem), None)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return (read_run(folder), row) if row is not None else None
-

@@ -25,16 +25,27 @@ def student_maps(
     Raises SampleError as the student does, and where no word has a token in its prompt.
     """
     wanted = [Word(word.text, word.start, word.end) for word in words]
-    asked = replace(prior, words=wanted, maps=torch.zeros(len(wanted), *prior.grid.shape), weight=torch.ones(len(wanted)))
+    asked = replace(
+        prior, words=wanted, maps=torch.zeros(len(wanted), *prior.grid.shape), weight=torch.ones(len(wanted))
+    )
     layers, grid = attention_layers(student, sample, clip, asked)
     if not layers:
         raise SampleError(f"{name}: no word of {prior.text!r} has a token in its prompt.")
     rows_lwfhw = torch.stack(list(layers.values())).numpy()
-    return MapSet(name, STUDENT, grid, density(rows_lwfhw.mean(axis=0), grid), layers=density(rows_lwfhw, grid),
-                  layer_names=[f"layer {layer}" for layer in layers], note="mean over heads")
+    return MapSet(
+        name,
+        STUDENT,
+        grid,
+        density(rows_lwfhw.mean(axis=0), grid),
+        layers=density(rows_lwfhw, grid),
+        layer_names=[f"layer {layer}" for layer in layers],
+        note="mean over heads",
+    )
 
 
-def stored_maps(name: str, kind: str, grid: Any, maps: np.ndarray, places: list[int], words: int, note: str = "") -> MapSet:
+def stored_maps(
+    name: str, kind: str, grid: Any, maps: np.ndarray, places: list[int], words: int, note: str = ""
+) -> MapSet:
     """Maps [w, F, H, W'] of some of the words as those of all: `places` says which word each is; NaN for the others."""
     spread = np.full((words, *grid.shape), np.nan, np.float32)
     spread[places] = density(maps, grid)

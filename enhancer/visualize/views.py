@@ -1,7 +1,7 @@
 """What a page shows of one clip, as plain arrays; None and NaN stand for what is not known.
 
-Maps are *densities*: times what a uniform map would have there (1 = uniform), so that grids of different cells share one
-colour scale.
+Maps are *densities*: times what a uniform map would have there (1 = uniform), so that grids of different cells share
+one colour scale.
 
 Legend: N frames, W words, F×H×W' cells of a grid, K steps, L layers, h heads, n places, S cells of the teacher's grid.
 """
@@ -66,8 +66,9 @@ class HeadMaps:
 
 @dataclass
 class HeadsView:
-    """Scores of heads. rows: names of the map's rows (layers, or the mean over layers); each metric [rows, h], NaN where
-    not known; selected bool [rows, h]; judged: rows whose heads the prior chose among; note: of what the scores stand on.
+    """Scores of heads. rows: names of the map's rows (layers, or the mean over layers); each metric [rows, h], NaN
+    where not known; selected bool [rows, h]; judged: rows whose heads the prior chose among; note: of what the scores
+    stand on.
     """
 
     rows: list[str]
@@ -102,8 +103,8 @@ class CodecView:
     """What the compressed stream says. T coded frames of the clip's span; M of them, `shown`, with maps of R×C cells.
 
     velocity float32 [M, R, C, 2] px/second (x to the right, y down), NaN where none; validity uint8 [M, R, C] of
-    Validity; residual float32 [M, R, C]: root mean square prediction error in grey levels, NaN where not known. edges: of
-    cells, 0 to 1; size: height and width of the frame in pixels.
+    Validity; residual float32 [M, R, C]: root mean square prediction error in grey levels, NaN where not known.
+    edges: of cells, 0 to 1; size: height and width of the frame in pixels.
     """
 
     times: np.ndarray

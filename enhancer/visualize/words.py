@@ -47,5 +47,7 @@ def frame_curve(attention_fhw: np.ndarray, grid: TokenGrid) -> list[float]:
 def stored_curves(prior: MotionPrior, settings: ExtractionSettings) -> dict[tuple[int, int], list[float]]:
     """The prior's own words' curves; its maps carry the frames' weights, which are taken off again."""
     raw: Any = prior.maps / torch.as_tensor(frame_weights(prior.grid, settings))
-    return {(word.start, word.end): frame_curve(maps, prior.grid)
-            for word, maps in zip(prior.words, raw.numpy(), strict=True)}
+    return {
+        (word.start, word.end): frame_curve(maps, prior.grid)
+        for word, maps in zip(prior.words, raw.numpy(), strict=True)
+    }

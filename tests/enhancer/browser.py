@@ -25,11 +25,25 @@ class Browser:
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         (ours_in, theirs_out), (theirs_in, ours_out) = os.pipe(), os.pipe()
         fixed = _above(theirs_in), _above(theirs_out)  # descriptors that moving to 3 and 4 cannot close
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars",
-                   f"--user-data-dir={self._profile}", "--no-first-run", "--disable-extensions", "about:blank"]
-        shell = f"exec 3<&{fixed[0]} 4>&{fixed[1]}; exec \"$@\""
-        self._process = subprocess.Popen(["bash", "-c", shell, "chromium", *command], pass_fds=fixed, stderr=subprocess.DEVNULL,
-                                         stdout=subprocess.DEVNULL)
+        command = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-pipe",
+            "--hide-scrollbars",
+            f"--user-data-dir={self._profile}",
+            "--no-first-run",
+            "--disable-extensions",
+            "about:blank",
+        ]
+        shell = f'exec 3<&{fixed[0]} 4>&{fixed[1]}; exec "$@"'
+        self._process = subprocess.Popen(
+            ["bash", "-c", shell, "chromium", *command],
+            pass_fds=fixed,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
         for end in {theirs_in, theirs_out, *fixed}:
             os.close(end)
         self._in, self._out, self._buffer, self._count = ours_in, ours_out, b"", 0
@@ -81,8 +95,14 @@ class Browser:
         """One key down and up."""
         native = {"windowsVirtualKeyCode": NATIVE[key]} if key in NATIVE else {}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=code or key, **native,
-                      **({"text": text} if text and kind == "keyDown" else {}))
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=code or key,
+                **native,
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:
@@ -96,10 +116,12 @@ class Browser:
 
     def _send(self, method: str, session: str | None = None, **parameters: Any) -> dict:
         self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        message = {"id": self._count, "method": method, "params": parameters} | (
+            {"sessionId": session} if session else {}
+        )
         data = json.dumps(message).encode() + b"\0"
         while data:
-            data = data[os.write(self._out, data):]
+            data = data[os.write(self._out, data) :]
         while True:
             answer = self._receive()
             if answer.get("id") == self._count:
@@ -127,7 +149,9 @@ class Browser:
             self.problems.append(f"console.{said['type']}: {[arg.get('value') for arg in said['args']]}")
         elif name == "Log.entryAdded":
             self.problems.append(f"{said['entry']['level']}: {said['entry']['text']}")
-        elif name == "Network.requestWillBeSent" and not said["request"]["url"].startswith(("file:", "data:", "about:")):
+        elif name == "Network.requestWillBeSent" and not said["request"]["url"].startswith(
+            ("file:", "data:", "about:")
+        ):
             self.problems.append(f"request: {said['request']['url']}")
 
 

@@ -14,25 +14,37 @@ FIRST_PICTURE = 3.0  # seconds
 
 OPERATE_ALL = """(async () => {
   const frame = () => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
+  const all = selector => [...document.querySelectorAll(selector)];
   const done = {};
-  const count = name => { done[name] = (done[name] || 0) + 1; };
-  document.querySelectorAll("details").forEach(one => { one.open = true; });
+  const after = async name => { await frame(); done[name] = (done[name] || 0) + 1; };
+  const give = (control, value, event) => {
+    control.value = value;
+    control.dispatchEvent(new Event(event, {bubbles: true}));
+  };
+  all("details").forEach(one => { one.open = true; });
   await frame();
-  for (const box of document.querySelectorAll("input[type=checkbox]")) for (let n = 0; n < 2; n++) { box.click(); await frame(); count("boxes"); }
-  for (const range of document.querySelectorAll("input[type=range]")) for (const value of [range.min, range.max]) {
-    range.value = value; range.dispatchEvent(new Event("input", {bubbles: true})); await frame(); count("ranges"); }
-  for (const select of [...document.querySelectorAll("main select")]) for (const option of [...select.options]) {
-    select.value = option.value; select.dispatchEvent(new Event("change", {bubbles: true})); await frame(); count("options"); }
-  for (const canvas of document.querySelectorAll("canvas")) for (const kind of ["pointermove", "pointerdown"]) {
+  for (const box of all("input[type=checkbox]")) for (let n = 0; n < 2; n++) { box.click(); await after("boxes"); }
+  for (const range of all("input[type=range]")) for (const value of [range.min, range.max]) {
+    give(range, value, "input");
+    await after("ranges");
+  }
+  for (const select of all("main select")) for (const option of [...select.options]) {
+    give(select, option.value, "change");
+    await after("options");
+  }
+  for (const canvas of all("canvas")) {
     const box = canvas.getBoundingClientRect();
-    canvas.dispatchEvent(new PointerEvent(kind, {bubbles: true, clientX: box.left + box.width / 3, clientY: box.top + box.height / 2})); count("canvases"); }
-  for (const chart of document.querySelectorAll("svg.chart")) { chart.dispatchEvent(new MouseEvent("click", {bubbles: true, clientX: 300, clientY: 10})); count("charts"); }
-  for (const row of document.querySelectorAll("tbody tr")) { row.click(); count("rows"); }
-  for (const button of [...document.querySelectorAll("button")]) { if (button.isConnected) { button.click(); await frame(); count("buttons"); } }
-  for (const link of document.querySelectorAll("nav a")) { link.click(); count("links"); }
-  document.querySelectorAll("dialog").forEach(dialog => dialog.close());
+    const at = {bubbles: true, clientX: box.left + box.width / 3, clientY: box.top + box.height / 2};
+    for (const kind of ["pointermove", "pointerdown"]) canvas.dispatchEvent(new PointerEvent(kind, at));
+    done.canvases = (done.canvases || 0) + 1;
+  }
+  for (const chart of all("svg.chart")) chart.dispatchEvent(new MouseEvent("click", {bubbles: true, clientX: 300}));
+  for (const row of all("tbody tr")) row.click();
+  for (const button of all("button")) if (button.isConnected) { button.click(); await after("buttons"); }
+  for (const link of all("nav a")) { link.click(); await after("links"); }
+  all("dialog").forEach(dialog => dialog.close());
   const clips = document.querySelector("header select");
-  if (clips) { clips.value = "1"; clips.dispatchEvent(new Event("change", {bubbles: true})); await frame(); count("clips"); }
+  if (clips) { give(clips, "1", "change"); await after("clips"); }
   return done;
 })()"""
 
@@ -46,7 +58,15 @@ def browser():
 @pytest.fixture(scope="module")
 def two_clips(tmp_path_factory):
     """A whole clip of judged means and layers with hostile texts everywhere, and one of which nearly all is missing."""
-    whole = fake_view(text=f"What does {HOSTILE} do at the wall?", name=HOSTILE, heads=20, layers=4, places=4, by_layer=False, frames=9)
+    whole = fake_view(
+        text=f"What does {HOSTILE} do at the wall?",
+        name=HOSTILE,
+        heads=20,
+        layers=4,
+        places=4,
+        by_layer=False,
+        frames=9,
+    )
     whole.question, whole.answer = HOSTILE * 3, HOSTILE
     whole.facts.append((HOSTILE, "x" * 300))
     whole.lacks("maps", HOSTILE)
@@ -66,7 +86,13 @@ def test_every_control_works_and_nothing_overflows(browser, two_clips, width, ph
     browser.open(two_clips, width, phone=phone)
     assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
     done = browser.run(OPERATE_ALL)
-    assert done["boxes"] == 8 and done["clips"] == 1 and done["options"] > 40 and done["buttons"] > 100 and done["canvases"] > 30, done
+    assert (
+        done["boxes"] == 8
+        and done["clips"] == 1
+        and done["options"] > 40
+        and done["buttons"] > 100
+        and done["canvases"] > 30
+    ), done
     assert browser.problems == []
     assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
     assert "Nothing of the codec is there" in browser.run("document.getElementById('codec').textContent")
@@ -117,10 +143,14 @@ def test_a_map_is_drawn_where_and_as_bright_as_it_is(browser, tmp_path):
     view.maps[0].maps[:] = 0
     view.maps[0].maps[:, :, 2, 1] = 64
     browser.open(write_page([view], tmp_path / "page.html", "map"), 1440)
-    browser.run("(() => { const r = document.querySelector('#maps input[type=range]'); r.value = 1; r.dispatchEvent(new Event('input')); })()")
+    browser.run(
+        "(() => { const strength = document.querySelector('#maps input[type=range]'); strength.value = 1;"
+        "strength.dispatchEvent(new Event('input')); })()"
+    )
     browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     pixel = """(x, y) => { const c = document.querySelector('#maps .panel canvas');
-      return [...c.getContext('2d').getImageData(Math.floor(x * c.width), Math.floor(y * c.height), 1, 1).data].slice(0, 3); }"""
+      const at = [Math.floor(x * c.width), Math.floor(y * c.height), 1, 1];
+      return [...c.getContext('2d').getImageData(...at).data].slice(0, 3); }"""
     assert browser.run(f"({pixel})(1.5 / 4, 2.5 / 3)") == [253, 231, 37]  # viridis
     assert browser.run(f"({pixel})(0.5 / 4, 2.5 / 3)") == browser.run(f"({pixel})(1.5 / 4, 0.5 / 3)") == [68, 1, 84]
 

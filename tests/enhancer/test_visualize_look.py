@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from enhancer.video.clip import Sampling, read_clip
-from enhancer.visualize.look_again import look_again, places_shown
+from enhancer.visualize.look_again import look_again
+from enhancer.visualize.steps import places_shown
 from enhancer.visualize.views import density
 from tests.enhancer.tiny_run import QUESTIONS, teacher_folder, write_video
+from tests.vdm_priors.tiny_families import FAMILIES, FRAMES, SIZE, tiny_family
+from tests.vdm_priors.tiny_teacher import random_clip
 from vdm_priors.errors import ModelError
 from vdm_priors.extract import ExtractionSettings, extract_priors, run_teacher
 from vdm_priors.families import load_teacher
@@ -21,8 +24,12 @@ from vdm_priors.harvest import HarvestRequest
 TEXT = QUESTIONS[0]
 MODES = {
     "paper": ExtractionSettings(steps=2, reconstruction=False),
-    "noise": ExtractionSettings(steps=2, reconstruction=False, harvest_at="noise", direction="v2t", head_scope="layer_head", token_unit="word"),
-    "inversion": ExtractionSettings(steps=2, reconstruction=False, harvest_at="inversion", guidance=1.0, frame_weight="token", layers=[1]),
+    "noise": ExtractionSettings(
+        steps=2, reconstruction=False, harvest_at="noise", direction="v2t", head_scope="layer_head", token_unit="word"
+    ),
+    "inversion": ExtractionSettings(
+        steps=2, reconstruction=False, harvest_at="inversion", guidance=1.0, frame_weight="token", layers=[1]
+    ),
 }
 
 
@@ -55,9 +62,13 @@ def test_the_mean_of_the_steps_is_the_prior(looked, teacher, clip):
     assert 0 < sum(word.selected for word in look.words) < len(look.words)
     assert np.allclose(look.maps.maps, density(everything.maps.numpy(), everything.grid), rtol=1e-4, atol=1e-5)
     curves = np.array([word.curve for word in look.words])
-    weights = everything.maps.flatten(2).mean(dim=2).numpy() / curves  # the prior's frames carry the seconds they stand for
+    weights = (
+        everything.maps.flatten(2).mean(dim=2).numpy() / curves
+    )  # the prior's frames carry the seconds they stand for
     assert np.allclose(weights, weights[:1], rtol=1e-4)
-    assert look.maps.step_names[0] != look.maps.step_names[1] and not np.allclose(look.maps.steps[0], look.maps.steps[1])
+    assert look.maps.step_names[0] != look.maps.step_names[1] and not np.allclose(
+        look.maps.steps[0], look.maps.steps[1]
+    )
 
 
 def test_a_single_layer_is_the_whole(looked):
@@ -84,8 +95,13 @@ def test_heads_attention_is_that_of_a_plain_harvest(looked, teacher, clip):
     """The kept rows and columns, against a harvest that keeps every row of every head at once."""
     settings, prior, look = looked
     grid = teacher.token_grid(clip.times, clip.duration, clip.box, None)
-    request = HarvestRequest(text_tokens=1, rows=torch.arange(grid.num_tokens), batch_index=[0], head_scope="layer_head",
-                             layers=settings.layers or "all")
+    request = HarvestRequest(
+        text_tokens=1,
+        rows=torch.arange(grid.num_tokens),
+        batch_index=[0],
+        head_scope="layer_head",
+        layers=settings.layers or "all",
+    )
     embeds, _ = teacher.encode_text([TEXT])
     latents = teacher.encode_video(teacher.prepare_frames(clip.frames))
     harvested, _, _ = run_teacher(teacher, latents, embeds, request, settings)
@@ -104,9 +120,14 @@ def test_heads_attention_is_that_of_a_plain_harvest(looked, teacher, clip):
 
 def test_layers_metrics_are_those_of_judging_every_layer(looked, teacher, clip):
     settings, prior, look = looked
-    apart = extract_priors(teacher, [clip], [TEXT], replace(settings, head_scope="layer_head"))[0].provenance["head_scores"]
+    apart = extract_priors(teacher, [clip], [TEXT], replace(settings, head_scope="layer_head"))[0].provenance[
+        "head_scores"
+    ]
     rows = slice(0 if settings.head_scope == "layer_head" else 1, None)
-    for name in ("tcs", "dsr"):  # DFC of streamed rows is of the steps' mean energies, not of the mean map's (settings.rows)
+    for name in (
+        "tcs",
+        "dsr",
+    ):  # DFC of streamed rows is of the steps' mean energies, not of the mean map's (settings.rows)
         assert np.allclose(look.heads.metrics[name][rows].ravel(), apart[name], rtol=1e-4, atol=1e-6)
     stored = prior.provenance["head_scores"]
     first = look.heads.metrics["score"].ravel()[: len(stored["score"])]
@@ -116,7 +137,9 @@ def test_layers_metrics_are_those_of_judging_every_layer(looked, teacher, clip):
 
 def test_inversion_has_every_frames_psnr(looked, teacher, clip):
     settings, prior, look = looked
-    quality = extract_priors(teacher, [clip], [TEXT], replace(settings, reconstruction=True))[0].provenance["reconstruction"]
+    quality = extract_priors(teacher, [clip], [TEXT], replace(settings, reconstruction=True))[0].provenance[
+        "reconstruction"
+    ]
     view = look.inversion
     assert view.psnr_db == pytest.approx(quality["psnr_db"], abs=1e-3)
     assert view.relative_l2 == pytest.approx(quality["latent_relative_l2"], rel=1e-4)
@@ -142,3 +165,25 @@ def test_places_fit_their_room(units, room, least):
     places = places_shown(grid, units, room)
     assert least <= len(places) <= shape[1] * shape[2] and len(places.unique()) == len(places)
     assert len(places) == 2 or units * (len(places) * shape[0]) ** 2 <= room
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "wan22"])
+def test_every_family_can_be_looked_at_again(name):
+    """Joint and separate text, DDIM and flow, padding frames: maps of all words are those of a prior of all words."""
+    teacher, clip = tiny_family(name), random_clip(FRAMES[name])
+    settings = ExtractionSettings(steps=2, reconstruction=False, token_selection=False, direction="v2t")
+    prior = extract_priors(teacher, [clip], [TEXT], settings, size=SIZE)[0]
+    none = replace(
+        prior, words=[], maps=torch.zeros(0, *prior.grid.shape), weight=torch.ones(0)
+    )  # nothing to copy maps from
+    look = look_again(teacher, clip, none, settings, size=SIZE)
+    assert np.allclose(look.maps.maps, density(prior.maps.numpy(), prior.grid), rtol=1e-3, atol=1e-4, equal_nan=True)
+    assert look.heads.maps[0].attention.shape[1] == prior.grid.frames * len(look.heads.maps[0].places)
+
+
+def test_models_of_two_stages_are_refused_with_a_reason():
+    teacher, clip = tiny_family("wan22"), random_clip(FRAMES["wan22"])
+    settings = ExtractionSettings(steps=2, reconstruction=False)
+    prior = extract_priors(teacher, [clip], [TEXT], settings, size=SIZE)[0]
+    with pytest.raises(ModelError, match="two stages"):
+        look_again(teacher, clip, prior, settings, size=SIZE)

@@ -50,7 +50,10 @@ def test_attention_and_the_bits_of_runs_are_read_back():
     bits = np.unpackbits(part(blobs, written["above"]).reshape(len(maps.attention), -1), axis=1)
     level = part(blobs, written["attention"]).reshape(maps.attention.shape).astype(float)
     back = 2 ** (OCTAVES * ((level - 1) / 127 - 1))
-    assert np.abs(np.log2(back) - np.log2(np.clip(maps.attention, 2.0**-OCTAVES, 2.0**OCTAVES))).max() <= 0.5 * OCTAVES / 127 + 1e-6
+    assert (
+        np.abs(np.log2(back) - np.log2(np.clip(maps.attention, 2.0**-OCTAVES, 2.0**OCTAVES))).max()
+        <= 0.5 * OCTAVES / 127 + 1e-6
+    )
     for unit in (0, len(maps.attention) - 1):
         for place in range(count):
             for a in range(frames):
@@ -77,7 +80,9 @@ def test_nothing_of_a_clip_becomes_markup():
     assert "evil.example" in made and "<img" not in made.split("<script>")[0].split('id="data"')[1]
     assert made.count("<script") == 2 + len(re.findall('id="blob', made)) and HOSTILE not in made
     plain = page([fake_view()], "title")
-    assert re.sub(r"sha256-[^']+|(?s:<script type.*?</script>)", "", made) == re.sub(r"sha256-[^']+|(?s:<script type.*?</script>)", "", plain)
+    assert re.sub(r"sha256-[^']+|(?s:<script type.*?</script>)", "", made) == re.sub(
+        r"sha256-[^']+|(?s:<script type.*?</script>)", "", plain
+    )
 
 
 def test_the_policy_allows_this_script_and_style_only():
@@ -116,7 +121,9 @@ def test_a_figures_map_lies_where_the_grid_says():
 
 def test_figures_show_hostile_and_mathematical_texts_as_text(tmp_path):
     view = fake_view(text=f"Why $\\frac{{x}}$ and {HOSTILE} $ moves?")
-    for n, made in enumerate([sample_figure(view), heads_figure(view.heads), inversion_figure(view), score_figure(view.heads)]):
+    for n, made in enumerate(
+        [sample_figure(view), heads_figure(view.heads), inversion_figure(view), score_figure(view.heads)]
+    ):
         made.savefig(tmp_path / f"{n}.svg")
         assert "<script" not in (tmp_path / f"{n}.svg").read_text().lower()
     import av
@@ -130,6 +137,10 @@ def test_figures_say_what_they_lack():
     view.inversion, view.heads = None, None
     for word in view.words:
         word.score = None
-    for draw, reason in ((inversion_figure, "shows an inversion"), (sample_figure, "shows motion scores"), (lambda v: heads_figure(v.heads), "shows heads' attention")):
+    for draw, reason in (
+        (inversion_figure, "shows an inversion"),
+        (sample_figure, "shows motion scores"),
+        (lambda v: heads_figure(v.heads), "shows heads' attention"),
+    ):
         with pytest.raises(UserError, match=reason):
             draw(view)

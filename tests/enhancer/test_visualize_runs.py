@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from enhancer.cli import app
 from enhancer.console import Console
 from enhancer.video.clip import Sampling, read_clip
-from enhancer.visualize.gather import Gatherer, VisualizeKeys, stored_heads, stored_view
+from enhancer.visualize.gather import Gatherer, VisualizeKeys
 from enhancer.visualize.runs import of_run
+from enhancer.visualize.stored import stored_heads, stored_view
 from tests.enhancer.fake_run import QUESTION, write_fake_run
 from tests.enhancer.tiny_run import QUESTIONS, student_folder, teacher_folder, write_video
 from vdm_priors.errors import UserError
@@ -22,7 +23,9 @@ from vdm_priors.extract import ExtractionSettings, extract_priors
 from vdm_priors.families import load_teacher
 from vdm_priors.prior import MotionPrior
 
-SETTINGS = ExtractionSettings(steps=2, harvest_at="noise", direction="v2t", head_scope="layer_head", reconstruction=False)
+SETTINGS = ExtractionSettings(
+    steps=2, harvest_at="noise", direction="v2t", head_scope="layer_head", reconstruction=False
+)
 
 
 def gatherer(**known) -> Gatherer:
@@ -40,15 +43,30 @@ def made(tmp_path_factory):
     world = folder / "worlds" / "abc" / "videos"
     world.mkdir(parents=True)
     video = write_video(world / "train0.mp4")
-    prior = extract_priors(load_teacher(teacher_folder()), [read_clip(video, Sampling(frames=9))], [QUESTIONS[0]], SETTINGS)[0]
+    prior = extract_priors(
+        load_teacher(teacher_folder()), [read_clip(video, Sampling(frames=9))], [QUESTIONS[0]], SETTINGS
+    )[0]
     prior.provenance["video"] = video.name
     key = "f" * 32
     run = folder / "tiny"
     prior.save(run / "priors" / key[:2] / f"{key}.safetensors")
-    (run / "priors.json").write_text(json.dumps([{"sample_id": "train0", "key": key, "source": "vdm", "question": QUESTIONS[0],
-                                                  "video": "/gone/worlds/abc/videos/train0.mp4"}]))
-    (run / "recipe.yaml").write_text(f"job: enhance\nname: tiny\nteacher:\n  model: {teacher_folder()}\n  batch_size: 2\n"
-                                     f"student:\n  model: {student_folder()}\n  sampling:\n    frames: 4\narms:\n- name: lambda0\n")
+    (run / "priors.json").write_text(
+        json.dumps(
+            [
+                {
+                    "sample_id": "train0",
+                    "key": key,
+                    "source": "vdm",
+                    "question": QUESTIONS[0],
+                    "video": "/gone/worlds/abc/videos/train0.mp4",
+                }
+            ]
+        )
+    )
+    (run / "recipe.yaml").write_text(
+        f"job: enhance\nname: tiny\nteacher:\n  model: {teacher_folder()}\n  batch_size: 2\n"
+        f"student:\n  model: {student_folder()}\n  sampling:\n    frames: 4\narms:\n- name: lambda0\n"
+    )
     (run / "run.json").write_text(json.dumps({"name": "tiny", "status": "running"}))
     return run, key, prior
 
@@ -153,7 +171,13 @@ def enhancer(*arguments: object):
 
 def test_the_command_writes_page_and_pieces(made, tmp_path):
     run, key, _ = made
-    done = enhancer(run / "priors" / key[:2] / f"{key}.safetensors", "--out", tmp_path / "page.html", "--pieces", tmp_path / "pieces")
+    done = enhancer(
+        run / "priors" / key[:2] / f"{key}.safetensors",
+        "--out",
+        tmp_path / "page.html",
+        "--pieces",
+        tmp_path / "pieces",
+    )
     assert done.exit_code == 0, done.output
     assert "page:" in done.output and (tmp_path / "page.html").stat().st_size > 50_000
     names = {path.suffix for path in (tmp_path / "pieces").iterdir()}
@@ -170,14 +194,17 @@ def test_each_figure_of_the_supplement_is_one_command(made, tmp_path, number, mo
         assert (tmp_path / f"figure.{kind}").read_bytes().startswith(start)
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [
-    (["nowhere"], "no prior's file or run folder nowhere"),
-    ([], "Give a prior's file, a run folder, or --video FILE with --text TEXT"),
-    (["--video", "a.mp4", "--text", "  "], "Give a prior's file"),
-    (["--video", "a.mp4", "--text", "ball", "--out", "no/such/page.html"], "there is no folder no/such"),
-    (["--video", "missing.mp4", "--text", "ball"], "missing.mp4: cannot be read"),
-    (["nowhere", "teacher.extraction.stebs=3"], "stebs"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nowhere"], "no prior's file or run folder nowhere"),
+        ([], "Give a prior's file, a run folder, or --video FILE with --text TEXT"),
+        (["--video", "a.mp4", "--text", "  "], "Give a prior's file"),
+        (["--video", "a.mp4", "--text", "ball", "--out", "no/such/page.html"], "there is no folder no/such"),
+        (["--video", "missing.mp4", "--text", "ball"], "missing.mp4: cannot be read"),
+        (["nowhere", "teacher.extraction.stebs=3"], "stebs"),
+    ],
+)
 def test_what_the_command_cannot_do_is_said(arguments, reason):
     done = enhancer(*arguments)
     assert done.exit_code in (1, 2) and reason in " ".join(done.output.split()), done.output

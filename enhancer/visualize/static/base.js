@@ -18,7 +18,8 @@ function bytes(number) {
 function el(tag, properties, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties || {})) {
-    if (name === "on") for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
+    if (name === "on")
+      for (const [event, act] of Object.entries(value)) node.addEventListener(event, act);
     else if (name in node && name !== "list") node[name] = value;
     else node.setAttribute(name, value);
   }
@@ -27,8 +28,25 @@ function el(tag, properties, ...children) {
 }
 
 const state = {
-  clip: 0, frame: 0, playing: false, word: 0, shows: "all", student: "all", colours: Object.keys(DATA.colours)[0], top: 8, opacity: 0.6,
-  metric: "score", slot: 0, heads: [null, null], place: -1, mask: true, channel: "rgb", gain: 4, vectors: true, validity: true, residual: false,
+  clip: 0,
+  frame: 0,
+  playing: false,
+  word: 0,
+  shows: "all",
+  student: "all",
+  colours: Object.keys(DATA.colours)[0],
+  top: 8,
+  opacity: 0.6,
+  metric: "score",
+  slot: 0,
+  heads: [null, null],
+  place: -1,
+  mask: true,
+  channel: "rgb",
+  gain: 4,
+  vectors: true,
+  validity: true,
+  residual: false,
 };
 const watchers = [];
 let waiting = null;
@@ -51,7 +69,9 @@ function set(changes) {
     requestAnimationFrame(() => {
       const names = waiting;
       waiting = null;
-      for (const one of [...watchers]) if (one.names.some(name => names.has(name))) one.draw();
+      if (names.has("clip")) return build(); // what was drawn follows another clip's frames and words
+      for (const one of [...watchers])
+        if (one.names.some(name => names.has(name))) one.draw();
     });
   }
   changed.forEach(name => waiting.add(name));
@@ -62,7 +82,8 @@ const clip = () => DATA.clips[state.clip];
 /** A number for people: three digits, a true minus. */
 function short(value, digits = 3) {
   if (value === null || value === undefined) return "–";
-  const text = Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(digits - 1) : String(+value.toPrecision(digits));
+  const text = Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 1e-3) ? value.toExponential(digits - 1) :
+    String(+value.toPrecision(digits));
   return text.replace("-", "−");
 }
 
@@ -71,38 +92,49 @@ const seconds = value => value.toFixed(2) + " s";
 /** A section with its heading, a sentence on what it shows, and what it lacks. */
 function section(id, title, lead, ...children) {
   const lacks = (clip().missing[id] || []).map(sentence => el("p", { className: "gap" }, sentence));
-  return el("section", { id, tabIndex: -1 }, el("h2", {}, title), lead ? el("p", { className: "lead" }, lead) : null, ...lacks, ...children);
+  return el("section", { id, tabIndex: -1 }, el("h2", {}, title), lead ? el("p", { className: "lead" }, lead) : null,
+    ...lacks, ...children);
 }
 
 /** Buttons of which one is pressed. options: [value, text]. */
 function choice(label, name, options, named) {
-  const buttons = options.map(([value, text]) => el("button", { type: "button", on: { click: () => set({ [name]: value }) } }, text));
+  const buttons = options.map(([value, text]) => el("button", { type: "button", on: { click: () => set({
+        [name]: value }) } }, text));
   const group = el("div", { className: "choice", role: "group", "aria-label": label }, ...buttons);
-  watch([name], () => options.forEach(([value], n) => buttons[n].setAttribute("aria-pressed", String(state[name] === value))));
+  watch([name], () => options.forEach(([value], n) => buttons[n].setAttribute("aria-pressed", String(state[name] ===
+    value))));
   return el("div", { className: "control" }, el("span", { className: "label" }, named || label), group);
 }
 
 /** A drop-down list. groups: [heading or null, [[value, text], ...]]. */
 function picker(label, name, groups) {
   const options = list => list.map(([value, text]) => el("option", { value: String(value) }, text));
-  const select = el("select", { on: { change: () => {
-    const all = groups.flatMap(([, list]) => list);
-    set({ [name]: all.find(([value]) => String(value) === select.value)[0] });
-  } } }, ...groups.flatMap(([heading, list]) => heading ? [el("optgroup", { label: heading }, ...options(list))] : options(list)));
+  const select = el("select", {
+    on: {
+      change: () => {
+        const all = groups.flatMap(([, list]) => list);
+        set({
+          [name]: all.find(([value]) => String(value) === select.value)[0] });
+      }
+    }
+  }, ...groups.flatMap(([heading, list]) => heading ? [el("optgroup", { label: heading }, ...options(list))] :
+    options(list)));
   watch([name], () => { select.value = String(state[name]); });
   return el("label", { className: "control" }, el("span", { className: "label" }, label), select);
 }
 
 /** A box to tick. */
 function tick(label, name) {
-  const box = el("input", { type: "checkbox", on: { change: () => set({ [name]: box.checked }) } });
+  const box = el("input", { type: "checkbox", on: { change: () => set({
+        [name]: box.checked }) } });
   watch([name], () => { box.checked = state[name]; });
   return el("label", { className: "control tickbox" }, box, el("span", {}, label));
 }
 
 /** A slider from low to high. */
 function slider(label, name, low, high, step) {
-  const range = el("input", { type: "range", min: low, max: high, step, on: { input: () => set({ [name]: Number(range.value) }) } });
+  const range = el("input", { type: "range", min: low, max: high, step, on: { input: () => set({
+        [name]: Number(range.value) }) } });
   watch([name], () => { range.value = state[name]; });
   return el("label", { className: "control" }, el("span", { className: "label" }, label), range);
 }

@@ -12,16 +12,23 @@ function mapOfHead(heads, chosen) {
 }
 
 function headPanel(heads, slot) {
-  const caption = el("figcaption", {}), facts = el("p", { className: "note" }), readout = el("p", { className: "note readout", role: "status" });
+  const caption = el("figcaption", {}),
+    facts = el("p", { className: "note" }),
+    readout = el("p", { className: "note readout", role: "status" });
   const whole = canvasOf(480, 480, "Vision-to-vision attention of the " + (slot ? "right" : "left") + " head");
-  const cross = canvasOf(240, 240, "Cross-frame attention"), runs = canvasOf(240, 240, "Lengths of runs");
-  const crossText = el("p", { className: "note" }), runText = el("p", { className: "note" });
+  const cross = canvasOf(240, 240, "Cross-frame attention"),
+    runs = canvasOf(240, 240, "Lengths of runs");
+  const crossText = el("p", { className: "note" }),
+    runText = el("p", { className: "note" });
   watch(["heads", "colours", "mask", "place", "metric"], () => {
-    const chosen = state.heads[slot], found = mapOfHead(heads, chosen);
+    const chosen = state.heads[slot],
+      found = mapOfHead(heads, chosen);
     if (!chosen) return;
     const kept = heads.selected[chosen.row][chosen.head];
-    caption.replaceChildren(el("b", {}, `${heads.rows[chosen.row]}, head ${chosen.head}`), kept ? el("span", { className: "badge" }, "selected") : "");
-    facts.textContent = Object.entries(DATA.metrics).map(([name, text]) => `${text} ${short(heads.metrics[name][chosen.row][chosen.head])}`).join(" · ");
+    caption.replaceChildren(el("b", {}, `${heads.rows[chosen.row]}, head ${chosen.head}`), kept ? el(
+    "span", { className: "badge" }, "selected") : "");
+    facts.textContent = Object.entries(DATA.metrics).map(([name, text]) =>
+      `${text} ${short(heads.metrics[name][chosen.row][chosen.head])}`).join(" · ");
     for (const canvas of [whole, cross, runs]) canvas.drawing();
     if (!found) {
       crossText.textContent = "The page holds no attention of this head.";
@@ -31,17 +38,23 @@ function headPanel(heads, slot) {
     drawWhole(whole, heads, found);
     const above = drawCross(cross, heads, found);
     const place = placeIn(heads, found);
-    crossText.textContent = `F×F: from each frame (row) to each (column), ${place < 0 ? "mean of places" : "at one place"}; ${place < 0 ? "" : "ringed: above τ; "}τ is ${short(found.maps.threshold[found.unit], 3)}× uniform`;
+    crossText.textContent =
+      `F×F: from each frame (row) to each (column), ${place < 0 ? "mean of places" : "at one place, ringed " +
+        "above τ"}; ` +
+      `τ is ${short(found.maps.threshold[found.unit], 3)}× uniform`;
     drawRuns(runs, heads, found, above, runText);
   });
   whole.addEventListener("pointerdown", event => readWhole(event, whole, heads, slot, readout));
   whole.addEventListener("pointermove", event => readWhole(event, whole, heads, slot, readout));
-  return el("figure", { className: "card headpanel" }, caption, facts, whole, readout, el("div", { className: "halves" }, el("div", {}, cross, crossText), el("div", {}, runs, runText)));
+  return el("figure", { className: "card headpanel" }, caption, facts, whole, readout, el(
+  "div", { className: "halves" }, el("div", {}, cross, crossText), el("div", {}, runs, runText)));
 }
 
 /** Draws all rows and columns, frame by frame, places in raster order inside; the mask as outlines. */
 function drawWhole(canvas, heads, { maps, unit }) {
-  const frames = heads.shape[0], side = frames * maps.places.length, data = bytes(maps.attention).subarray(unit * side * side, (unit + 1) * side * side);
+  const frames = heads.shape[0],
+    side = frames * maps.places.length,
+    data = bytes(maps.attention).subarray(unit * side * side, (unit + 1) * side * side);
   const table = bytes(DATA.colours[state.colours]);
   const small = document.createElement("canvas");
   small.width = small.height = side;
@@ -59,7 +72,10 @@ function drawWhole(canvas, heads, { maps, unit }) {
   for (let f = 1; f < frames; f++) {
     const at = 480 * f / frames;
     pen.beginPath();
-    pen.moveTo(at, 0); pen.lineTo(at, 480); pen.moveTo(0, at); pen.lineTo(480, at);
+    pen.moveTo(at, 0);
+    pen.lineTo(at, 480);
+    pen.moveTo(0, at);
+    pen.lineTo(480, at);
     pen.stroke();
   }
   if (state.mask) outline(pen, bytes(maps.mask), side, 480 / side);
@@ -68,14 +84,20 @@ function drawWhole(canvas, heads, { maps, unit }) {
 /** The border between inside and outside of the mask. */
 function outline(pen, mask, side, size) {
   pen.beginPath();
-  for (let r = 0; r < side; r++) for (let c = 0; c < side; c++) {
-    if (!bit(mask, r * side + c)) continue;
-    const x = c * size, y = r * size;
-    if (r === 0 || !bit(mask, (r - 1) * side + c)) { pen.moveTo(x, y); pen.lineTo(x + size, y); }
-    if (r === side - 1 || !bit(mask, (r + 1) * side + c)) { pen.moveTo(x, y + size); pen.lineTo(x + size, y + size); }
-    if (c === 0 || !bit(mask, r * side + c - 1)) { pen.moveTo(x, y); pen.lineTo(x, y + size); }
-    if (c === side - 1 || !bit(mask, r * side + c + 1)) { pen.moveTo(x + size, y); pen.lineTo(x + size, y + size); }
-  }
+  for (let r = 0; r < side; r++)
+    for (let c = 0; c < side; c++) {
+      if (!bit(mask, r * side + c)) continue;
+      const x = c * size,
+        y = r * size;
+      if (r === 0 || !bit(mask, (r - 1) * side + c)) { pen.moveTo(x, y);
+        pen.lineTo(x + size, y); }
+      if (r === side - 1 || !bit(mask, (r + 1) * side + c)) { pen.moveTo(x, y + size);
+        pen.lineTo(x + size, y + size); }
+      if (c === 0 || !bit(mask, r * side + c - 1)) { pen.moveTo(x, y);
+        pen.lineTo(x, y + size); }
+      if (c === side - 1 || !bit(mask, r * side + c + 1)) { pen.moveTo(x + size, y);
+        pen.lineTo(x + size, y + size); }
+    }
   pen.strokeStyle = "rgba(255,120,60,.95)";
   pen.lineWidth = Math.min(1.2, Math.max(0.4, size / 4));
   pen.stroke();
@@ -84,10 +106,16 @@ function outline(pen, mask, side, size) {
 function readWhole(event, canvas, heads, slot, readout) {
   const found = mapOfHead(heads, state.heads[slot]);
   if (!found) return;
-  const box = canvas.getBoundingClientRect(), { maps, unit } = found, count = maps.places.length, side = heads.shape[0] * count;
-  const [c, r] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map(part => Math.max(0, Math.min(side - 1, Math.floor(part * side))));
+  const box = canvas.getBoundingClientRect(),
+    { maps, unit } = found,
+    count = maps.places.length,
+    side = heads.shape[0] * count;
+  const [c, r] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height].map(part => Math
+    .max(0, Math.min(side - 1, Math.floor(part * side))));
   const value = bytes(maps.attention)[unit * side * side + r * side + c];
-  const name = index => `frame ${Math.floor(index / count) + 1}, row ${Math.floor(maps.places[index % count] / heads.shape[2]) + 1}, column ${maps.places[index % count] % heads.shape[2] + 1}`;
+  const name = index =>
+    `frame ${Math.floor(index / count) + 1}, row ${Math.floor(maps.places[index % count] / heads.shape[2]) + 1}, ` +
+    `column ${maps.places[index % count] % heads.shape[2] + 1}`;
   readout.textContent = `from ${name(r)} to ${name(c)}: ${value ? short(attentionOf(value), 2) + "×" : "not known"}`;
   if (event.type === "pointerdown") set({ place: heads.maps[0].places.indexOf(maps.places[r % count]) });
 }
@@ -98,62 +126,81 @@ const placeIn = (heads, { maps }) => state.place < 0 ? -1 : maps.places.indexOf(
 /** Draws A_s [F, F]; returns which entries of each place lie above τ, as a function (place, from, to). */
 function drawCross(canvas, heads, found) {
   const { maps, unit } = found, frames = heads.shape[0], count = maps.places.length, place = placeIn(heads, found);
-  const side = frames * count, data = bytes(maps.attention);
+  const side = frames * count,
+    data = bytes(maps.attention);
   const value = (p, a, b) => attentionOf(data[(unit * side + a * count + p) * side + b * count + p]);
-  const packed = bytes(maps.above), stride = Math.ceil(count * frames * frames / 8);
+  const packed = bytes(maps.above),
+    stride = Math.ceil(count * frames * frames / 8);
   const above = (p, a, b) => bit(packed, 8 * stride * unit + (p * frames + a) * frames + b);
-  const pen = canvas.drawing(), size = 240 / frames;
-  for (let a = 0; a < frames; a++) for (let b = 0; b < frames; b++) {
-    const of = place < 0 ? maps.places.map((_, p) => value(p, a, b)).filter(Number.isFinite) : [value(place, a, b)].filter(Number.isFinite);
-    const mean = of.length ? of.reduce((sum, one) => sum + one, 0) / of.length : null;
-    const level = mean === null ? null : (Math.log2(Math.max(mean, 1e-9)) + DATA.octaves) / (2 * DATA.octaves);
-    const fill = level === null ? [128, 128, 128] : colour(Math.max(0, Math.min(1, level)));
-    pen.fillStyle = css(fill);
-    pen.fillRect(b * size, a * size, size + 0.5, size + 0.5);
-    if (frames <= 8 && mean !== null) {
-      pen.fillStyle = inkOn(fill);
-      pen.font = "12px system-ui, sans-serif";
-      pen.textAlign = "center";
-      pen.fillText(short(mean, 2), (b + 0.5) * size, (a + 0.5) * size + 4);
+  const pen = canvas.drawing(),
+    size = 240 / frames;
+  for (let a = 0; a < frames; a++)
+    for (let b = 0; b < frames; b++) {
+      const of = place < 0 ? maps.places.map((_, p) => value(p, a, b)).filter(Number.isFinite) : [value(place, a, b)]
+        .filter(Number.isFinite);
+      const mean = of.length ? of.reduce((sum, one) => sum + one, 0) / of.length : null;
+      const level = mean === null ? null : (Math.log2(Math.max(mean, 1e-9)) + DATA.octaves) / (2 * DATA.octaves);
+      const fill = level === null ? [128, 128, 128] : colour(Math.max(0, Math.min(1, level)));
+      pen.fillStyle = css(fill);
+      pen.fillRect(b * size, a * size, size + 0.5, size + 0.5);
+      if (frames <= 8 && mean !== null) {
+        pen.fillStyle = inkOn(fill);
+        pen.font = "12px system-ui, sans-serif";
+        pen.textAlign = "center";
+        pen.fillText(short(mean, 2), (b + 0.5) * size, (a + 0.5) * size + 4);
+      }
+      if (place >= 0 && above(place, a, b)) {
+        pen.strokeStyle = inkOn(fill);
+        pen.lineWidth = 1.4;
+        pen.strokeRect(b * size + 2, a * size + 2, size - 4, size - 4);
+      }
     }
-    if (place >= 0 && above(place, a, b)) {
-      pen.strokeStyle = inkOn(fill);
-      pen.lineWidth = 1.4;
-      pen.strokeRect(b * size + 2, a * size + 2, size - 4, size - 4);
-    }
-  }
   return above;
 }
 
-/** How long the runs of consecutive frames above τ are: of the chosen place, or of all; their mean is the place's part of TCS. */
+/** How long the runs of consecutive frames above τ are: of the chosen place, or of all; their mean is the place's
+    part of TCS. */
 function drawRuns(canvas, heads, found, above, text) {
-  const frames = heads.shape[0], place = placeIn(heads, found), lengths = new Array(frames + 1).fill(0);
+  const frames = heads.shape[0],
+    place = placeIn(heads, found),
+    lengths = new Array(frames + 1).fill(0);
   const means = [];
   for (const p of place < 0 ? found.maps.places.map((_, n) => n) : [place]) {
-    let total = 0, runs = 0;
+    let total = 0,
+      runs = 0;
     for (let a = 0; a < frames; a++) {
       let length = 0;
       for (let b = 0; b <= frames; b++) {
         if (b < frames && above(p, a, b)) { length++; continue; }
-        if (length) { lengths[length]++; total += length; runs++; }
+        if (length) { lengths[length]++;
+          total += length;
+          runs++; }
         length = 0;
       }
     }
     means.push(runs ? total / runs : 0);
   }
-  const most = Math.max(...lengths, 1), pen = canvas.drawing(), ink = getComputedStyle(document.body).color;
-  const left = 8, bottom = 212, width = (240 - 2 * left) / frames;
+  const most = Math.max(...lengths, 1),
+    pen = canvas.drawing(),
+    ink = getComputedStyle(document.body).color;
+  const left = 8,
+    bottom = 212,
+    width = (240 - 2 * left) / frames;
   pen.textAlign = "center";
   pen.font = "11px system-ui, sans-serif";
   for (let length = 1; length <= frames; length++) {
-    const height = 180 * lengths[length] / most, x = left + (length - 1) * width;
+    const height = 180 * lengths[length] / most,
+      x = left + (length - 1) * width;
     pen.fillStyle = css(colour(0.45));
     pen.fillRect(x + 1, bottom - height, Math.max(1, width - 2), height);
     pen.fillStyle = ink;
-    if (frames <= 16 || length % Math.ceil(frames / 16) === 0) pen.fillText(String(length), x + width / 2, bottom + 14);
+    if (frames <= 16 || length % Math.ceil(frames / 16) === 0) pen.fillText(String(length), x + width / 2, bottom +
+      14);
     if (frames <= 8 && lengths[length]) pen.fillText(String(lengths[length]), x + width / 2, bottom - height - 4);
   }
   pen.fillText("frames in a run", 120, bottom + 27);
   const mean = means.reduce((sum, one) => sum + one, 0) / means.length;
-  text.textContent = `Runs above τ: ${lengths.reduce((a, b) => a + b, 0)}, mean length ${short(mean)}${place < 0 ? ", mean of " + means.length + " places" : " at this place"}`;
+  text.textContent =
+    `Runs above τ: ${lengths.reduce((a, b) => a + b, 0)}, mean length ${short(mean)}` +
+    (place < 0 ? `, mean of ${means.length} places` : " at this place");
 }

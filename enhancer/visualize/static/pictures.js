@@ -37,7 +37,8 @@ function drawFrame(pen, pictures, number, width, height) {
   if (!image) return;
   const n = Math.min(number, pictures.count - 1);
   pen.imageSmoothingEnabled = pictures.width > 128;
-  pen.drawImage(image, (n % pictures.columns) * pictures.width, Math.floor(n / pictures.columns) * pictures.height, pictures.width, pictures.height, 0, 0, width, height);
+  pen.drawImage(image, (n % pictures.columns) * pictures.width, Math.floor(n / pictures.columns) * pictures.height,
+    pictures.width, pictures.height, 0, 0, width, height);
 }
 
 /** Height of a picture that is `width` wide, with the clip's shape. */
@@ -58,7 +59,8 @@ function colour(level) {
 const css = (rgb, alpha = 1) => `rgba(${rgb[0]},${rgb[1]},${rgb[2]},${alpha})`;
 
 /** Black or white, whichever reads better on a colour. */
-const inkOn = rgb => 0.2126 * (rgb[0] / 255) ** 2.2 + 0.7152 * (rgb[1] / 255) ** 2.2 + 0.0722 * (rgb[2] / 255) ** 2.2 > 0.18 ? "#101214" : "#ffffff";
+const inkOn = rgb => 0.2126 * (rgb[0] / 255) ** 2.2 + 0.7152 * (rgb[1] / 255) ** 2.2 + 0.0722 * (rgb[2] / 255) **
+  2.2 > 0.18 ? "#101214" : "#ffffff";
 
 /** Times uniform of a stored byte; null where not known. */
 const density = byte => byte === 0 ? null : DATA.ceiling * ((byte - 1) / 254) ** 2;
@@ -73,7 +75,10 @@ const frameAt = (map, time) => map.spans.findIndex(([start, end]) => start <= ti
 function cellsOf(map, word, frame, which) {
   const part = which === "all" ? map.all : map[which[0]];
   if (!part) return null;
-  const shape = part.shape, [rows, columns] = shape.slice(-2), frames = shape[shape.length - 3], words = shape[shape.length - 4];
+  const shape = part.shape,
+    [rows, columns] = shape.slice(-2),
+    frames = shape[shape.length - 3],
+    words = shape[shape.length - 4];
   const index = which === "all" ? 0 : which[1];
   const start = ((index * words + word) * frames + frame) * rows * columns;
   return { values: bytes(part.blob).subarray(start, start + rows * columns), rows, columns, block: part.block };
@@ -84,14 +89,17 @@ const edge = (edges, index, block) => edges[Math.min(index * block, edges.length
 
 /** Draws cells over a picture of width × height; cells without a value stay as they are. */
 function drawCells(pen, map, cells, width, height) {
-  for (let r = 0; r < cells.rows; r++) for (let c = 0; c < cells.columns; c++) {
-    const value = density(cells.values[r * cells.columns + c]);
-    if (value === null) continue;
-    const left = Math.round(edge(map.columns, c, cells.block) * width), right = Math.round(edge(map.columns, c + 1, cells.block) * width);
-    const top = Math.round(edge(map.rows, r, cells.block) * height), bottom = Math.round(edge(map.rows, r + 1, cells.block) * height);
-    pen.fillStyle = css(colour(levelOf(value)), state.opacity);
-    pen.fillRect(left, top, right - left, bottom - top);
-  }
+  for (let r = 0; r < cells.rows; r++)
+    for (let c = 0; c < cells.columns; c++) {
+      const value = density(cells.values[r * cells.columns + c]);
+      if (value === null) continue;
+      const left = Math.round(edge(map.columns, c, cells.block) * width),
+        right = Math.round(edge(map.columns, c + 1, cells.block) * width);
+      const top = Math.round(edge(map.rows, r, cells.block) * height),
+        bottom = Math.round(edge(map.rows, r + 1, cells.block) * height);
+      pen.fillStyle = css(colour(levelOf(value)), state.opacity);
+      pen.fillRect(left, top, right - left, bottom - top);
+    }
 }
 
 /** A bar of the colours with ticks. place: value → 0..1; ticks: [value, text]. */
@@ -107,5 +115,6 @@ function scaleBar(title, place, ticks) {
     label.style.left = 100 * place(value) + "%";
     return label;
   });
-  return el("figure", { className: "scale" }, el("figcaption", {}, title), canvas, el("div", { className: "ticks" }, ...labels));
+  return el("figure", { className: "scale" }, el("figcaption", {}, title), canvas, el("div", { className: "ticks" },
+    ...labels));
 }
