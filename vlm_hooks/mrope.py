@@ -19,7 +19,7 @@ from vlm_hooks.streams import StreamPlaces
 
 
 def timed_positions(places: StreamPlaces, ticks: Callable[[Tensor], Tensor]) -> Tensor:
-    """Positions [3, S] on one origin. ticks: seconds [n] after the stream's beginning to steps [n] of the temporal axis."""
+    """Positions [3, S] on one origin. ticks: seconds [n] after the stream's first to steps [n] of the temporal axis."""
     stream, visual = places.stream, places.visual
     before = int(stream.nonzero()[0])
     after = int(stream.nonzero()[-1]) + 1

@@ -92,8 +92,8 @@ class FrameStream(ABC):
     def frame_tokens(self, pixels: dict[str, Tensor], counts: Sequence[int], group: int = 1) -> list[FrameTokens]:
         """Runs the vision tower and the merger: the tokens [B] of clips whose inputs `frame_inputs` made.
 
-        group: so many rows in time attend to each other in the tower (clips begin groups of their own); `prepare_groups`
-        must have been called with it.
+        group: so many rows in time attend to each other in the tower (clips begin groups of their own);
+        `prepare_groups` must have been called with it.
         """
 
     def prepare_groups(self, group: int) -> None:
@@ -144,5 +144,7 @@ def check_divisible(counts: Sequence[int], group: int) -> None:
     """ModelError where a clip's rows in time do not fill whole groups."""
     wrong = sorted({count for count in counts if count % group})
     if wrong:
-        raise ModelError(f"Clips of {', '.join(map(str, wrong))} frames (or pairs of them) do not fill groups of {group}: "
-                         "sample a multiple of it.")
+        raise ModelError(
+            f"Clips of {', '.join(map(str, wrong))} frames (or pairs of them) do not fill groups of {group}: "
+            "sample a multiple of it."
+        )

@@ -25,12 +25,25 @@ from vlm_hooks.adapters.model import AdapterModel
 
 HOST, FRAMES, ADAPTER, STILL, EXCHANGED = "host", "frames", "adapter", "still", "exchanged"
 ARMS = (HOST, FRAMES, ADAPTER, STILL, EXCHANGED)
-TITLES = {HOST: "frames, host as it comes", FRAMES: "frames, trained alike", ADAPTER: "adapter", STILL: "adapter, motion zeroed",
-          EXCHANGED: "adapter, another clip's motion"}
+TITLES = {
+    HOST: "frames, host as it comes",
+    FRAMES: "frames, trained alike",
+    ADAPTER: "adapter",
+    STILL: "adapter, motion zeroed",
+    EXCHANGED: "adapter, another clip's motion",
+}
 
 
-def ask(model: AdapterModel, arm: str, samples: Sequence[Sample], reader: ClipReader, folder: Path, settings: Any, seed: int,
-        progress: Callable | None = None) -> None:
+def ask(
+    model: AdapterModel,
+    arm: str,
+    samples: Sequence[Sample],
+    reader: ClipReader,
+    folder: Path,
+    settings: Any,
+    seed: int,
+    progress: Callable | None = None,
+) -> None:
     """Asks one arm all questions; <folder>/<arm>.jsonl and <arm>.json. A finished arm is not asked again."""
     if (folder / f"{arm}.json").is_file():
         return
@@ -41,8 +54,18 @@ def ask(model: AdapterModel, arm: str, samples: Sequence[Sample], reader: ClipRe
         source = Exchanged(reader, model.adapter, found)
     student.still = arm == STILL
     try:
-        rows = evaluate(student, asked, frame_cache=source, batch_size=settings.batch_size, protocol=settings.protocol,
-                        progress=progress) if asked else []
+        rows = (
+            evaluate(
+                student,
+                asked,
+                frame_cache=source,
+                batch_size=settings.batch_size,
+                protocol=settings.protocol,
+                progress=progress,
+            )
+            if asked
+            else []
+        )
     finally:
         student.still = False
     write_lines(folder / f"{arm}.jsonl", rows)
@@ -80,22 +103,35 @@ def unused_motion(table: dict) -> str | None:
     gain = table["adapter_minus"].get(STILL, {}).get("overall")
     if gain is None or gain["low"] > 0:
         return None
-    return (f"The adapter does not use its motion: zeroing it costs {100 * gain['difference']:.1f} points, with an interval of "
-            f"{100 * gain['low']:.1f} to {100 * gain['high']:.1f} that has 0 in it. Train longer, or on questions that need it.")
+    return (
+        f"The adapter does not use its motion: zeroing it costs {100 * gain['difference']:.1f} points, with an "
+        f"interval of {100 * gain['low']:.1f} to {100 * gain['high']:.1f} that has 0 in it. Train longer, or "
+        "on questions that need it."
+    )
 
 
 def rich_table(table: dict) -> rich.table.Table:
     """Accuracy (%) by question type, and the difference to the adapter with its interval."""
     types = sorted({kind for summary in table["arms"].values() for kind in summary["types"]})
-    shown = rich.table.Table(title="Accuracy in %, and how much the adapter has over each row (95% interval)",
-                             title_justify="left")
+    shown = rich.table.Table(
+        title="Accuracy in %, and how much the adapter has over each row (95% interval)", title_justify="left"
+    )
     for column in ("", "tokens", *types, "all", "adapter over it"):
         shown.add_column(column, justify="left" if column == "" else "right")
     for arm, summary in table["arms"].items():
         by_type = [summary["types"].get(kind, {}).get("accuracy") for kind in types]
         gain = table["adapter_minus"].get(arm, {}).get("overall")
-        text = "" if gain is None else f"{100 * gain['difference']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+        text = (
+            ""
+            if gain is None
+            else f"{100 * gain['difference']:+.1f} ({100 * gain['low']:+.1f} to {100 * gain['high']:+.1f})"
+        )
         accuracy = summary["overall"]["accuracy"]
-        shown.add_row(TITLES[arm], str(summary["tokens"] or ""), *("" if v is None else f"{100 * v:.1f}" for v in by_type),
-                      "" if accuracy is None else f"{100 * accuracy:.1f}", text)
+        shown.add_row(
+            TITLES[arm],
+            str(summary["tokens"] or ""),
+            *("" if v is None else f"{100 * v:.1f}" for v in by_type),
+            "" if accuracy is None else f"{100 * accuracy:.1f}",
+            text,
+        )
     return shown

@@ -35,8 +35,10 @@ def run_adapter(recipe: AdapterRecipe, console: Console, fresh: bool = False) ->
     torch.set_num_threads(recipe.threads)
     quiet_libraries()
     if Process.this().count > 1:
-        raise UserError("job: adapter trains in one process, on one GPU: start it without torchrun or accelerate launch, and "
-                        "reach a larger batch with training.accumulate.")
+        raise UserError(
+            "job: adapter trains in one process, on one GPU: start it without torchrun or accelerate launch, and "
+            "reach a larger batch with training.accumulate."
+        )
     run = RunFolder.open(Path(recipe.output) / recipe.name, recipe, resume=recipe.resume, fresh=fresh)
     status = "failed"
     try:
@@ -61,6 +63,7 @@ def run_adapter(recipe: AdapterRecipe, console: Console, fresh: bool = False) ->
 
 
 # ---- data ----------------------------------------------------------------------------------------
+
 
 def data_root(recipe: AdapterRecipe) -> Path:
     """The folder of the data: data.root, or the folder of the recipe's own world."""
@@ -95,14 +98,24 @@ def samples_of(recipe: AdapterRecipe, stage: StageSettings, root: Path) -> tuple
 
 # ---- training ------------------------------------------------------------------------------------
 
+
 def train_chain(run: RunFolder, recipe: AdapterRecipe, root: Path, console: Console):
     """The adapter after all stages; finished ones are loaded, not trained again."""
     from enhancer.adapters.reading import ClipReader
     from vlm_hooks.adapters import find_adapter
 
     folders = [run.folder / "stages" / f"{number}-{stage.name}" for number, stage in enumerate(recipe.stages, start=1)]
-    return _chain(run, recipe, recipe.stages, folders, find_adapter(recipe.adapter), recipe.config(), ClipReader(recipe.reading),
-                  root, console)
+    return _chain(
+        run,
+        recipe,
+        recipe.stages,
+        folders,
+        find_adapter(recipe.adapter),
+        recipe.config(),
+        ClipReader(recipe.reading),
+        root,
+        console,
+    )
 
 
 def train_baseline(run: RunFolder, recipe: AdapterRecipe, root: Path, console: Console):
@@ -124,8 +137,17 @@ def baseline_reading(recipe: AdapterRecipe) -> ReadingSettings:
     return ReadingSettings(clips="frames", frames=recipe.baseline.frames)
 
 
-def _chain(run: RunFolder, recipe: AdapterRecipe, stages: list[StageSettings], folders: list[Path], kind, config, reader,
-           root: Path, console: Console):
+def _chain(
+    run: RunFolder,
+    recipe: AdapterRecipe,
+    stages: list[StageSettings],
+    folders: list[Path],
+    kind,
+    config,
+    reader,
+    root: Path,
+    console: Console,
+):
     import torch
 
     from enhancer.adapters.stages import is_done, run_stage, stage_summary
@@ -135,8 +157,11 @@ def _chain(run: RunFolder, recipe: AdapterRecipe, stages: list[StageSettings], f
     done = [folder for folder in folders if is_done(folder)]
     torch.manual_seed(recipe.seed)
     host = student_path(recipe.host)
-    model = AdapterModel.from_pretrained(host, done[-1] / "model", **loading) if done else \
-        AdapterModel.create(host, kind, config, **loading)
+    model = (
+        AdapterModel.from_pretrained(host, done[-1] / "model", **loading)
+        if done
+        else AdapterModel.create(host, kind, config, **loading)
+    )
     for stage, folder in zip(stages, folders, strict=True):
         if folder in done:
             console.note(f"{stage.name}: finished before")
@@ -145,27 +170,36 @@ def _chain(run: RunFolder, recipe: AdapterRecipe, stages: list[StageSettings], f
         with readable_write_errors(run.folder), console.bar(stage.name, unit="step") as bar:
             problems += run_stage(model, stage, samples, reader, folder, recipe.seed, bar, stored_priors(recipe, stage))
         report_skipped(run, f"{folder.parent.name}/{folder.name}", problems, console)
-        told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in stage_summary(folder).items()
-                         if isinstance(value, float))
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3g}"
+            for name, value in stage_summary(folder).items()
+            if isinstance(value, float)
+        )
         console.note(f"{stage.name}: {told}")
     return model.eval()
 
 
 def stored_priors(recipe: AdapterRecipe, stage: StageSettings):
-    """The priors that a stage is aligned to, by sample; None where it is aligned to none. UserError for another folder."""
+    """The priors that a stage is aligned to, by sample; None where it is aligned to none. UserError for another
+    folder."""
     if not stage.training.alignment.weight:
         return None
     from enhancer.arms import StoredPriors
     from enhancer.recipe_schema import EnhanceRecipe
 
     run = RunFolder.existing(Path(recipe.priors.run)).folder
-    made_by = build(EnhanceRecipe, yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")), str(run / "recipe.yaml"))
+    made_by = build(
+        EnhanceRecipe, yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")), str(run / "recipe.yaml")
+    )
     return StoredPriors(run, made_by, recipe.priors.source)
 
 
 # ---- evaluation ----------------------------------------------------------------------------------
 
-def evaluate_arms(run: RunFolder, recipe: AdapterRecipe, root: Path, test: list[Sample], model, console: Console) -> None:
+
+def evaluate_arms(
+    run: RunFolder, recipe: AdapterRecipe, root: Path, test: list[Sample], model, console: Console
+) -> None:
     """Asks all arms; the baseline is trained first if it is needed."""
     from enhancer.adapters import arms
     from enhancer.adapters.reading import ClipReader
@@ -185,7 +219,9 @@ def evaluate_arms(run: RunFolder, recipe: AdapterRecipe, root: Path, test: list[
     if recipe.baseline is not None:
         frames = ClipReader(baseline_reading(recipe))
         if not (folder / f"{arms.HOST}.json").is_file():
-            stock = AdapterModel.create(student_path(recipe.host), Frames, Frames.Config(k=1), device=torch_device(recipe.device))
+            stock = AdapterModel.create(
+                student_path(recipe.host), Frames, Frames.Config(k=1), device=torch_device(recipe.device)
+            )
             ask(stock, arms.HOST, frames)
         if recipe.baseline.train and not (folder / f"{arms.FRAMES}.json").is_file():
             ask(train_baseline(run, recipe, root, console), arms.FRAMES, frames)
@@ -223,8 +259,11 @@ def validate(recipe: AdapterRecipe, console: Console) -> bool:
     for number, stage in enumerate(recipe.stages, start=1):
         rates = {part: rate for part in ("llm", "merger", "vision") if (rate := stage.training.rate(part))}
         own = stage.training.rates or {"adapter": stage.training.learning_rate_adapter}
-        console.print(f"stage {number}: {stage.name}, {stage.objective}, {stage.training.steps} steps of "
-                      f"{stage.training.batch_size * stage.training.accumulate} samples; rates {own | rates}", markup=False)
+        console.print(
+            f"stage {number}: {stage.name}, {stage.objective}, {stage.training.steps} steps of "
+            f"{stage.training.batch_size * stage.training.accumulate} samples; rates {own | rates}",
+            markup=False,
+        )
     console.print(f"adapter: {find_adapter(recipe.adapter).NAME} {recipe.config()}", markup=False)
     for fault in faults:
         console.print(f"✗ {fault}", style="red", markup=False)

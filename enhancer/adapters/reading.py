@@ -24,7 +24,7 @@ LARGEST = 2 << 30  # bytes of clips in memory
 
 
 class ClipReader:
-    """`get(video, sampling)` as a FrameCache has it; the sampling is the recipe's reading, and the argument is not used."""
+    """`get(video, sampling)` as a FrameCache has it; the sampling is the recipe's reading, the argument is not used."""
 
     def __init__(self, reading: ReadingSettings, largest: int = LARGEST) -> None:
         self.reading, self.largest = reading, largest
@@ -48,8 +48,10 @@ class ClipReader:
         if r.clips == "frames":
             return read_clip(video, Sampling(frames=r.frames))
         if isinstance(video, Footage) and (video.fps is not None or video.start or video.end is not None):
-            raise ClipError(f"{video}: codec adapters read whole video files, not spans of them or lists of pictures. Cut the "
-                            "span into a file of its own (ffmpeg -ss START -to END -i IN OUT.mp4).")
+            raise ClipError(
+                f"{video}: codec adapters read whole video files, not spans of them or lists of pictures. Cut the "
+                "span into a file of its own (ffmpeg -ss START -to END -i IN OUT.mp4)."
+            )
         path = files_of(video)[0]
         with reencoded(path, r.key_interval, r.fps) if r.key_interval else nullcontext(path) as file:
             how = r.gop_reading()
@@ -86,7 +88,9 @@ def partners(samples: Sequence[Sample], reader: ClipReader, seed: int) -> dict[V
             clip = reader.get(sample.video)
         except ClipError:
             continue  # evaluation says so
-        shape = tuple(len(motion.times) for motion in clip.motion) if isinstance(clip, MotionClip) else (len(clip.times),)
+        shape = (
+            tuple(len(motion.times) for motion in clip.motion) if isinstance(clip, MotionClip) else (len(clip.times),)
+        )
         members = groups.setdefault((sample.question_type, shape), [])
         if sample.video not in members:
             members.append(sample.video)

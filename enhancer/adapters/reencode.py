@@ -21,7 +21,7 @@ LARGEST_DENOMINATOR = 1001  # of frame rates
 @contextmanager
 def reencoded(path: str | os.PathLike, key_interval: int, fps: float | None = None) -> Iterator[Path]:
     """The path of a temporary H.264 file of the same pictures: a key frame every `key_interval` frames, P-frames that
-    refer to the one before, and no others. fps: keep so many frames a second, those nearest in time; None keeps all.
+    refer to the one before, and no others. fps: keep so many frames a second, the first at or after each step; None keeps all.
 
     The motion in it is this encoder's, whatever the file's own was. Raises ClipError where nothing decodes.
     """
@@ -29,18 +29,27 @@ def reencoded(path: str | os.PathLike, key_interval: int, fps: float | None = No
     with TemporaryDirectory(prefix="enhancer-gops-") as folder:
         target = Path(folder) / "clip.mp4"
         with open_video(path) as (source, stream), av.open(str(target), "w") as container:
-            rate = Fraction(fps if fps is not None else stream.average_rate or 25).limit_denominator(LARGEST_DENOMINATOR)
-            options = {"preset": "veryfast", "threads": "1", "crf": "18", "bf": "0", "refs": "1",
-                       "g": str(key_interval), "keyint_min": str(key_interval),
-                       "x264-params": "scenecut=0:mbtree=0"}
+            rate = Fraction(fps if fps is not None else stream.average_rate or 25).limit_denominator(
+                LARGEST_DENOMINATOR
+            )
+            options = {
+                "preset": "veryfast",
+                "threads": "1",
+                "crf": "18",
+                "bf": "0",
+                "refs": "1",
+                "g": str(key_interval),
+                "keyint_min": str(key_interval),
+                "x264-params": "scenecut=0:mbtree=0",
+            }
             out, converter, written = None, VideoReformatter(), 0
             for frame in source.decode(stream):
-                due = written if fps is None else int((frame.time or 0.0) * float(rate) + 0.5) + 1
+                due = written + 1 if fps is None else int((frame.time or 0.0) * float(rate) + 1e-6) + 1
                 if out is None:
                     out = container.add_stream("libx264", rate=rate, options=options)
                     # H.264's colours need even sides
                     out.width, out.height, out.pix_fmt = frame.width // 2 * 2, frame.height // 2 * 2, "yuv420p"
-                if fps is not None and due <= written:
+                if due <= written:
                     continue
                 picture = converter.reformat(frame, out.width, out.height, "yuv420p", threads=1)
                 picture.pts, picture.time_base = written, 1 / rate
@@ -48,6 +57,8 @@ def reencoded(path: str | os.PathLike, key_interval: int, fps: float | None = No
                 container.mux(out.encode(picture))
                 written += 1
             if out is None:
-                raise ClipError(f"{path}: not one picture can be decoded, so it cannot be encoded again. Copy it again.")
+                raise ClipError(
+                    f"{path}: not one picture can be decoded, so it cannot be encoded again. Copy it again."
+                )
             container.mux(out.encode())
         yield target

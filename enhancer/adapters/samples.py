@@ -17,23 +17,34 @@ NAMED = re.compile(r"the (?:camera|\w+ \w+) (.+)")  # a clause of the world's ca
 def captions(path: Path) -> dict[str, str]:
     """The `caption` of each row of a data file, by id. Raises SampleError where no row has any."""
     text = path.read_text(encoding="utf-8-sig")
-    rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
-    found = {str(row["id"]): row["caption"] for row in rows if isinstance(row, dict) and row.get("caption") and "id" in row}
+    rows = (
+        json.loads(text)
+        if text.lstrip().startswith("[")
+        else [json.loads(line) for line in text.splitlines() if line.strip()]
+    )
+    found = {
+        str(row["id"]): row["caption"] for row in rows if isinstance(row, dict) and row.get("caption") and "id" in row
+    }
     if not found:
-        raise SampleError(f"{path}: no row has a `caption`, which a stage with `text: caption` learns. Give its captions as "
-                          "answers in a file of its own (stages.<name>.train) and leave `text` out.")
+        raise SampleError(
+            f"{path}: no row has a `caption`, which a stage with `text: caption` learns. Give its captions as "
+            "answers in a file of its own (stages.<name>.train) and leave `text` out."
+        )
     return found
 
 
-def stage_samples(path: Path, root: Path, form: str, text: str, question: str, limit: int | None
-                  ) -> tuple[list[Sample], list[Problem]]:
+def stage_samples(
+    path: Path, root: Path, form: str, text: str, question: str, limit: int | None
+) -> tuple[list[Sample], list[Problem]]:
     """Training samples of a file; for "caption" each asks `question` and answers with the row's caption."""
     samples, problems = load_samples(path, root, form, training=True)
     samples = samples[:limit]
     if text == "caption":
         told = captions(path)
         problems += [Problem(s.id, "has no caption") for s in samples if s.id not in told]
-        samples = [replace(s, question=question, answer=told[s.id].strip(), options=()) for s in samples if s.id in told]
+        samples = [
+            replace(s, question=question, answer=told[s.id].strip(), options=()) for s in samples if s.id in told
+        ]
     return samples, problems
 
 

@@ -37,20 +37,45 @@ def is_done(folder: Path) -> bool:
     return (folder / DONE).is_file()
 
 
-def run_stage(model: AdapterModel, stage: StageSettings, samples: Sequence[Sample], reader: Any, folder: Path, seed: int,
-              progress: Progress | None = None, priors: Callable | None = None) -> list[Problem]:
+def run_stage(
+    model: AdapterModel,
+    stage: StageSettings,
+    samples: Sequence[Sample],
+    reader: Any,
+    folder: Path,
+    seed: int,
+    progress: Progress | None = None,
+    priors: Callable | None = None,
+) -> list[Problem]:
     """Trains the model in place and saves it; the samples that were left out. Raises UserError as `train`."""
     started = time.monotonic()
     _check_rates(model, stage)
     if stage.objective == ANSWER:
-        result = train(model.student, samples, stage.training, folder, priors=priors, frame_cache=reader, progress=progress,
-                       seed=seed)
+        result = train(
+            model.student,
+            samples,
+            stage.training,
+            folder,
+            priors=priors,
+            frame_cache=reader,
+            progress=progress,
+            seed=seed,
+        )
         problems, last = result.problems, {"answer_loss": result.history[-1]["ar_loss"]} if result.history else {}
     else:
         problems, last = _train_objective(model, stage, samples, reader, folder, seed, progress)
     model.save_pretrained(folder / "model")
-    write_json(folder / DONE, {"name": stage.name, "objective": stage.objective, "steps": stage.training.steps,
-                               "seconds": round(time.monotonic() - started, 1), "samples": len(samples), **last})
+    write_json(
+        folder / DONE,
+        {
+            "name": stage.name,
+            "objective": stage.objective,
+            "steps": stage.training.steps,
+            "seconds": round(time.monotonic() - started, 1),
+            "samples": len(samples),
+            **last,
+        },
+    )
     remove_checkpoints(folder)
     return problems
 
@@ -64,8 +89,10 @@ def _check_rates(model: AdapterModel, stage: StageSettings) -> None:
     own = model.adapter.parts()
     unknown = sorted(set(stage.training.rates) - set(own))
     if unknown:
-        raise UserError(f"stages.{stage.name}.training.rates: the adapter {model.adapter.NAME} has no part "
-                        f"{', '.join(unknown)}; it has {', '.join(own)}.")
+        raise UserError(
+            f"stages.{stage.name}.training.rates: the adapter {model.adapter.NAME} has no part "
+            f"{', '.join(unknown)}; it has {', '.join(own)}."
+        )
 
 
 # ---- an objective of the adapter's own -----------------------------------------------------------
@@ -88,7 +115,9 @@ class _Clips(Dataset):
                 return self.reader.get(sample.video), sample
             except ClipError as error:
                 self.problems[sample.id] = Problem(sample.id, str(error))
-        raise SampleError(f"None of the {len(self.samples)} clips can be read: {next(iter(self.problems.values())).reason}")
+        raise SampleError(
+            f"None of the {len(self.samples)} clips can be read: {next(iter(self.problems.values())).reason}"
+        )
 
 
 class _History(TrainerCallback):
@@ -108,7 +137,7 @@ class _History(TrainerCallback):
 
 
 class ObjectiveTrainer(Trainer):
-    """The Trainer with a learning rate for each part of the model, and the head's; what an objective gives is logged."""
+    """The Trainer with a learning rate for each part of the model, and the head; what an objective gives is logged."""
 
     def __init__(self, objective: Objective, settings: StageTraining, **rest: Any) -> None:
         self.settings = settings
@@ -133,11 +162,15 @@ class ObjectiveTrainer(Trainer):
             self.optimizer = optimizer(groups, **arguments)
         return self.optimizer
 
-    def compute_loss(self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         found = model(**inputs)
         if not torch.isfinite(found["loss"]):
-            raise UserError(f"The loss became {float(found['loss'].detach())} at step {self.state.global_step + 1}: lower the "
-                            "stage's learning rates.")
+            raise UserError(
+                f"The loss became {float(found['loss'].detach())} at step {self.state.global_step + 1}: lower the "
+                "stage's learning rates."
+            )
         self._found = {name: float(value.detach()) for name, value in found.items() if name != "loss"}
         return (found["loss"], found) if return_outputs else found["loss"]
 
@@ -145,18 +178,34 @@ class ObjectiveTrainer(Trainer):
         super().log({**logs, **self._found} if "loss" in logs else logs, *rest, **further)
 
 
-def _train_objective(model: AdapterModel, stage: StageSettings, samples: Sequence[Sample], reader: Any, folder: Path, seed: int,
-                     progress: Progress | None) -> tuple[list[Problem], dict[str, float]]:
+def _train_objective(
+    model: AdapterModel,
+    stage: StageSettings,
+    samples: Sequence[Sample],
+    reader: Any,
+    folder: Path,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[list[Problem], dict[str, float]]:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     objective = model.adapter.OBJECTIVES[stage.objective](model, labels_of(samples)).to(model.device)
     required = {name: p.requires_grad for name, p in model.named_parameters()}
     clips, history = _Clips(samples, reader), _History(folder / HISTORY, progress)
     arguments = training_arguments(stage.training, folder, seed, model.device)
-    arguments.save_strategy, arguments.logging_strategy, arguments.logging_steps = "no", "steps", stage.training.log_every
+    arguments.save_strategy, arguments.logging_strategy, arguments.logging_steps = (
+        "no",
+        "steps",
+        stage.training.log_every,
+    )
     trainer = ObjectiveTrainer(
-        objective, stage.training, args=arguments, train_dataset=clips, callbacks=[history],
-        data_collator=lambda rows: objective.batch([clip for clip, _ in rows], [sample for _, sample in rows]))
+        objective,
+        stage.training,
+        args=arguments,
+        train_dataset=clips,
+        callbacks=[history],
+        data_collator=lambda rows: objective.batch([clip for clip, _ in rows], [sample for _, sample in rows]),
+    )
     trainer.remove_callback(PrinterCallback)
     try:
         trainer.train()

@@ -64,6 +64,7 @@ def close(a, b, atol=2e-5):
 
 # ---- the host as it is ---------------------------------------------------------------------------
 
+
 def test_without_fusion_it_is_the_stock_host_bit_for_bit(student):
     """The same ids, positions and logits, and the same words, whether the host or the adapter writes the sequence."""
     clips = [make_clip(4, seed=0), make_clip(4, seed=1)]
@@ -76,7 +77,9 @@ def test_without_fusion_it_is_the_stock_host_bit_for_bit(student):
     assert ours.offsets == stock.offsets and ours.texts == stock.texts
     with torch.no_grad():
         assert torch.equal(model(**ours.inputs).logits, student.model(**stock.inputs).logits)
-    for (grid, at), (theirs, there) in zip(zip(*model.student.grids(ours.inputs, clips)), zip(*student.grids(stock.inputs, clips))):
+    for (grid, at), (theirs, there) in zip(
+        zip(*model.student.grids(ours.inputs, clips)), zip(*student.grids(stock.inputs, clips))
+    ):
         assert grid == theirs and torch.equal(at, there)
     prompt = model.student.encode(clips, asked).inputs
     plain = student.encode(clips, asked).inputs
@@ -112,9 +115,13 @@ def test_the_host_is_as_it_was(toy):
 
 # ---- batches, padding, cache ----------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_batch_gives_what_each_sample_gives(toy, side):
-    clips, texts = [motion_clip([1, 2], seed=1), motion_clip([2, 1], seed=2)], [QUESTION, "Which way does the red one go?"]
+    clips, texts = (
+        [motion_clip([1, 2], seed=1), motion_clip([2, 1], seed=2)],
+        [QUESTION, "Which way does the red one go?"],
+    )
     both = toy.student.encode(clips, prompts(toy.student, texts), padding_side=side).inputs
     with torch.no_grad():
         logits = toy(**both).logits
@@ -160,6 +167,7 @@ def test_what_is_continued_from_the_cache_is_as_if_it_had_been_there(toy):
 
 # ---- gradients ------------------------------------------------------------------------------------
 
+
 def test_gradient_checkpointing_gives_the_same_gradients(toy):
     inputs = toy.student.encode([motion_clip([1, 2])], prompts(toy.student), ["left"]).inputs
     found = []
@@ -183,8 +191,17 @@ def test_the_stock_trainer_trains_and_saves_it(tmp_path):
         parameter.requires_grad_(False)
     before = copy.deepcopy(model.adapter.state_dict())
     clips = [motion_clip([1, 2], seed=n) for n in range(4)]
-    arguments = TrainingArguments(str(tmp_path), max_steps=2, per_device_train_batch_size=2, use_cpu=True, report_to=[],
-                                  remove_unused_columns=False, save_strategy="steps", save_steps=2, learning_rate=1e-2)
+    arguments = TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        report_to=[],
+        remove_unused_columns=False,
+        save_strategy="steps",
+        save_steps=2,
+        learning_rate=1e-2,
+    )
     collate = lambda rows: model.student.encode(rows, prompts(model.student) * len(rows), ["left"] * len(rows)).inputs  # noqa: E731
     Trainer(model=model, args=arguments, train_dataset=clips, data_collator=collate).train()
     assert not torch.equal(model.adapter.state_dict()["project.weight"], before["project.weight"])
@@ -192,6 +209,7 @@ def test_the_stock_trainer_trains_and_saves_it(tmp_path):
 
 
 # ---- where tokens lie -------------------------------------------------------------------------------
+
 
 def test_cells_of_motion_tokens(toy):
     clip = motion_clip([1, 2])
@@ -209,7 +227,9 @@ def test_cells_of_motion_tokens(toy):
 
 def test_motion_tokens_lie_at_their_true_time():
     """Qwen2.5-VL's temporal axis counts tokens_per_second; labels lie at the time of what they name."""
-    model = AdapterModel.create(family_student("qwen2_5_vl"), EMA, EMAConfig(**{**SMALL.to_dict(), "prompt": "Segment {number}: "}))
+    model = AdapterModel.create(
+        family_student("qwen2_5_vl"), EMA, EMAConfig(**{**SMALL.to_dict(), "prompt": "Segment {number}: "})
+    )
     clip = motion_clip([1, 1, 1])
     clip.times = [0.0, 2.0, 7.0]
     inputs = model.student.encode([clip], prompts(model.student)).inputs
@@ -242,7 +262,11 @@ def places_of(runs, before, after):
 @given(runs, st.integers(0, 3), st.integers(0, 3))
 def test_positions_against_plain_loops(runs, before, after):
     places = places_of(runs, before, after)
-    timed, blocks, index = timed_positions(places, lambda seconds: (2 * seconds).long()), block_positions(places), before
+    timed, blocks, index = (
+        timed_positions(places, lambda seconds: (2 * seconds).long()),
+        block_positions(places),
+        before,
+    )
     current, extent = before, 1 + max(max(label - 1, height - 1, width - 1) for label, height, width in runs)
     for n, (label, height, width) in enumerate(runs):
         for k in range(label):
@@ -275,6 +299,7 @@ def test_attention_is_captured_over_an_adapters_frames(toy):
 
 
 # ---- saving and refusing ----------------------------------------------------------------------------
+
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
     clip = motion_clip([2, 1])
@@ -320,7 +345,9 @@ def test_weights_of_another_recipe_are_refused(tmp_path):
     folder = AdapterModel.create(family_student("internvl"), EMA, SMALL).save_pretrained(tmp_path / "adapter")
     text = (folder / "adapter.json").read_text()
     (folder / "adapter.json").write_text(text.replace('"width": 16', '"width": 32'))
-    with pytest.raises(ModelError, match=r"weights of another recipe.*project\.weight: \(32, 16\) in the file, \(32, 32\)"):
+    with pytest.raises(
+        ModelError, match=r"weights of another recipe.*project\.weight: \(32, 16\) in the file, \(32, 32\)"
+    ):
         AdapterModel.from_pretrained(family_folder("internvl", "bytes"), folder)
     (folder / "adapter.json").write_text(text.replace('"width"', '"breadth"'))
     with pytest.raises(ModelError, match="breadth: no setting"):

@@ -47,7 +47,10 @@ def test_an_untrained_fusion_leaves_frames_as_they_are(fusion, aggregate):
 @pytest.mark.parametrize("aggregate", [True, False])
 def test_a_clip_does_not_depend_on_the_others_of_its_batch(fusion, aggregate):
     """Others have more GOPs and more fields: what is padded takes no part."""
-    made, clips = adapter(fusion=fusion, aggregate=aggregate), [motion_clip([1, 2], seed=1), motion_clip([3, 2, 4], seed=2)]
+    made, clips = (
+        adapter(fusion=fusion, aggregate=aggregate),
+        [motion_clip([1, 2], seed=1), motion_clip([3, 2, 4], seed=2)],
+    )
     given = frames([2, 3])
     both = made(given, **made.inputs(clips)).frames
     for n in range(2):
@@ -76,7 +79,9 @@ def test_encoder_of_each_field_and_mean_against_loops():
         for moment in range(count):
             maps = inputs["ema_vectors"][0, gop, moment]
             patches = [maps[:, r : r + 2, c : c + 2] for r in (0, 2) for c in (0, 2)]
-            x = torch.stack([(made.motion.project.weight * patch).sum((1, 2, 3)) + made.motion.project.bias for patch in patches])
+            x = torch.stack(
+                [(made.motion.project.weight * patch).sum((1, 2, 3)) + made.motion.project.bias for patch in patches]
+            )
             total += made.motion.norm(made.motion.layers((x + made.motion.place + made.motion.time[moment])[None])[0])
         torch.testing.assert_close(mean[gop].flatten(0, 1), total / count, atol=1e-5, rtol=1e-4)
     assert there.tolist() == [[True, False, False], [True, True, True]]
@@ -117,7 +122,9 @@ def test_fields_are_chosen_evenly():
     made, clip = adapter(vectors=3), motion_clip([9], unknown=0.0)
     maps = made.inputs([clip])["ema_vectors"][0, 0]
     assert maps.shape[0] == 3
-    np.testing.assert_allclose(maps[:, 0, 0, 0], made.config.scale * clip.motion[0].vectors[[0, 4, 8], 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        maps[:, 0, 0, 0], made.config.scale * clip.motion[0].vectors[[0, 4, 8], 0, 0, 0], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("kernel,tokens", [(1, 729), (2, 196), (3, 81), (4, 49)])
@@ -169,6 +176,9 @@ def test_warm_up_learns_actions_from_vectors_alone():
     assert losses[-1] < 0.3 * losses[0] and found["accuracy"] == 1
     assert all(p.grad is None for p in [*model.host.parameters(), *model.adapter.parts()["fusion"]])
     several = MotionClassifier(model, {"a": ["left", "still"], "b": ["left"]})
-    assert several.batch(clips[:2], [type("S", (), {"id": "a"}), type("S", (), {"id": "b"})])["targets"].tolist() == [[0.5, 0.5], [1, 0]]
+    assert several.batch(clips[:2], [type("S", (), {"id": "a"}), type("S", (), {"id": "b"})])["targets"].tolist() == [
+        [0.5, 0.5],
+        [1, 0],
+    ]
     with pytest.raises(SampleError, match="two classes"):
         MotionClassifier(model, {"a": ["left"]})

@@ -28,12 +28,24 @@ from vlm_hooks.adapters.model import AdapterModel
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "adapters"
 RAW = {
-    "job": "adapter", "name": "tiny", "adapter": "ema", "device": "cpu",
-    "settings": {"cells": 8, "patch": 4, "width": 16, "heads": 2, "pooling": 2, "layers": 1, "fusion_heads": 2, "prompt": ""},
+    "job": "adapter",
+    "name": "tiny",
+    "adapter": "ema",
+    "device": "cpu",
+    "settings": {
+        "cells": 8,
+        "patch": 4,
+        "width": 16,
+        "heads": 2,
+        "pooling": 2,
+        "layers": 1,
+        "fusion_heads": 2,
+        "prompt": "",
+    },
     "reading": {"size": [64, 64], "key_interval": 9},
     "stages": [
         {"name": "warm-up", "objective": "classify", "text": "caption", "training": {"steps": 1, "batch_size": 2}},
-        {"name": "tuning", "training": {"steps": 1, "batch_size": 2, "learning_rate_llm": 1e-3}},
+        {"name": "tuning", "training": {"steps": 2, "batch_size": 2, "warmup": 0.0, "learning_rate_llm": 1e-3}},
     ],
     "baseline": {"frames": 2, "train": False},
 }
@@ -59,16 +71,19 @@ def test_recipes_are_whole(path):
         assert loaded.world is None or loaded.world.digest()[:12] == "530532d21cd6"
 
 
-@pytest.mark.parametrize("changes,message", [
-    ({"adapter": "emma"}, "adapter: There is no codec adapter 'emma'"),
-    ({"settings": {"layer": 2}}, "settings.layer: unknown key; did you mean 'layers'"),
-    ({"settings": {"fusion": "cross"}}, "settings.fusion: must be one of crossattn"),
-    ({"stages": [{"name": "a", "objective": "pretraining"}]}, "ema has answer, classify, not 'pretraining'"),
-    ({"stages": [{"name": "a"}, {"name": "a"}]}, "stages.a: the name is used 2 times"),
-    ({"stages": [{"name": "a", "training": {"alignment": {"weight": 1.0}}}]}, "alignment.weight: needs `priors`"),
-    ({"reading": {"fps": 4.0}}, "reading.fps: only a new encoding"),
-    ({"reading": {"size": [60, 60]}}, "multiples of 8"),
-])
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"adapter": "emma"}, "adapter: There is no codec adapter 'emma'"),
+        ({"settings": {"layer": 2}}, "settings.layer: unknown key; did you mean 'layers'"),
+        ({"settings": {"fusion": "cross"}}, "settings.fusion: must be one of crossattn"),
+        ({"stages": [{"name": "a", "objective": "pretraining"}]}, "ema has answer, classify, not 'pretraining'"),
+        ({"stages": [{"name": "a"}, {"name": "a"}]}, "stages.a: the name is used 2 times"),
+        ({"stages": [{"name": "a", "training": {"alignment": {"weight": 1.0}}}]}, "alignment.weight: needs `priors`"),
+        ({"reading": {"fps": 4.0}}, "reading.fps: only a new encoding"),
+        ({"reading": {"size": [60, 60]}}, "multiples of 8"),
+    ],
+)
 def test_what_a_recipe_gets_wrong_is_said_with_its_key(world, tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
         recipe(world, tmp_path, **changes)
@@ -101,7 +116,9 @@ def test_clips_are_read_once_and_exchanged_within_their_kind(world):
 
 
 def test_labels_are_what_captions_say_of_motion():
-    told = Sample("a", Path("a.mp4"), "What happens?", "the red disc slides left, the blue cross rests, the camera moves in.")
+    told = Sample(
+        "a", Path("a.mp4"), "What happens?", "the red disc slides left, the blue cross rests, the camera moves in."
+    )
     assert labels_of([told])["a"] == ["moves in", "rests", "slides left"]
     assert labels_of([replace(told, answer="Pushing something, slowly")])["a"] == ["Pushing something, slowly"]
 
@@ -142,7 +159,9 @@ def test_a_chain_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
 
 
 def test_motion_that_is_not_used_is_said():
-    assert unused_motion({"adapter_minus": {"still": {"overall": {"difference": 0.2, "low": 0.1, "high": 0.3}}}}) is None
+    assert (
+        unused_motion({"adapter_minus": {"still": {"overall": {"difference": 0.2, "low": 0.1, "high": 0.3}}}}) is None
+    )
     said = unused_motion({"adapter_minus": {"still": {"overall": {"difference": 0.01, "low": -0.02, "high": 0.04}}}})
     assert "does not use its motion" in said and "-2.0 to 4.0" in said
     assert unused_motion({"adapter_minus": {}}) is None

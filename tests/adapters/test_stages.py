@@ -22,7 +22,10 @@ from vlm_hooks.adapters.ema import EMAConfig
 from vlm_hooks.adapters.model import AdapterModel
 
 SMALL = EMAConfig(width=16, heads=2, fusion_heads=2, cells=4, patch=2, pooling=1, layers=1, prompt="")
-SAMPLES = [Sample(f"s{n}", Path(f"{n}.mp4"), "Which way does it go?", answer) for n, answer in enumerate(["up", "down", "left", "up"])]
+SAMPLES = [
+    Sample(f"s{n}", Path(f"{n}.mp4"), "Which way does it go?", answer)
+    for n, answer in enumerate(["up", "down", "left", "up"])
+]
 
 
 class Clips:
@@ -38,7 +41,14 @@ def ema() -> AdapterModel:
 
 
 def stage(**training) -> StageSettings:
-    common = {"steps": 2, "batch_size": 2, "learning_rate_adapter": 1e-2, "learning_rate_llm": 1e-2, "log_every": 1, "warmup": 0.0}
+    common = {
+        "steps": 2,
+        "batch_size": 2,
+        "learning_rate_adapter": 1e-2,
+        "learning_rate_llm": 1e-2,
+        "log_every": 1,
+        "warmup": 0.0,
+    }
     return StageSettings("tuning", training=StageTraining(**{**common, **training}))
 
 
@@ -47,8 +57,11 @@ def weights(model: AdapterModel) -> dict[str, torch.Tensor]:
 
 
 def test_a_stage_with_lora_and_the_alignment_loss(tmp_path):
-    """The adapter and LoRA's targets are trained, the rest of the host is not, and what is saved is what was trained."""
-    model, settings = ema(), stage(lora=LoraSettings(rank=2, targets=["q_proj"]), alignment=AlignmentSettings(weight=1.0))
+    """The adapter and LoRA's targets are trained, the rest of the host is not; what is saved is what was trained."""
+    model, settings = (
+        ema(),
+        stage(lora=LoraSettings(rank=2, targets=["q_proj"]), alignment=AlignmentSettings(weight=1.0)),
+    )
     before = weights(model)
     assert run_stage(model, settings, SAMPLES, Clips(), tmp_path, 0, priors=prior_of) == []
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
@@ -56,8 +69,11 @@ def test_a_stage_with_lora_and_the_alignment_loss(tmp_path):
     after = weights(model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name for name in changed if name.startswith("host.")} == {
-        name for name in before if name.endswith("q_proj.weight") and "language_model" in name}
-    assert any(name.startswith("adapter.fusion") for name in changed) and any(n.startswith("adapter.motion") for n in changed)
+        name for name in before if name.endswith("q_proj.weight") and "language_model" in name
+    }
+    assert any(name.startswith("adapter.fusion") for name in changed) and any(
+        n.startswith("adapter.motion") for n in changed
+    )
     assert is_done(tmp_path) and stage_summary(tmp_path)["steps"] == 2
     again = weights(AdapterModel.from_pretrained(None, tmp_path / "model"))
     assert again.keys() == after.keys() and all(torch.equal(again[name], after[name]) for name in after)

@@ -42,5 +42,7 @@ class Adapter(base.Adapter):
 
     def forward(self, frames, toy_motion):
         counts = [len(clip.tokens) for clip in frames]
-        motion = [self.project(own[:n]).view(n * self.config.tokens, -1) for own, n in zip(toy_motion, counts, strict=True)]
+        motion = [
+            self.project(own[:n]).view(n * self.config.tokens, -1) for own, n in zip(toy_motion, counts, strict=True)
+        ]
         return AdapterOutput(frames, motion)

@@ -1,7 +1,7 @@
 """Codec adapters over a stock host: one file each, found by its NAME.
 
-An adapter's file has a class Adapter (base.py) with a NAME and its own Config. `AdapterModel` (model.py) wraps the host;
-`adapt` makes the Student that the rest of the package reads sequences from.
+An adapter's file has a class Adapter (base.py) with a NAME and its own Config. `AdapterModel` (model.py) wraps the
+host; its `student` (student.py) is what the rest of the package reads sequences from.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ def known_adapters() -> dict[str, type[Adapter]]:
     with more behind it (cope_encoder.py), which have no Adapter."""
     names = [info.name for info in pkgutil.iter_modules(__path__) if info.name not in CORE]
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return {module.Adapter.NAME: module.Adapter for module in modules if "Adapter" in vars(module)
-            and module.Adapter.__module__ == module.__name__}
+    return {
+        module.Adapter.NAME: module.Adapter
+        for module in modules
+        if "Adapter" in vars(module) and module.Adapter.__module__ == module.__name__
+    }
 
 
 def find_adapter(name: str) -> type[Adapter]:

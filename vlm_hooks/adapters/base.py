@@ -51,8 +51,14 @@ class Segment:
             raise ValueError(f"Segment: {len(self.times)} times for {self.grid.frames} rows of cells.")
 
     @classmethod
-    def of_motion(cls, span: tuple[float, float], tokens: int, time: float | None = None,
-                  box: Sequence[float] = (0.0, 0.0, 1.0, 1.0), label: str | None = None) -> Segment:
+    def of_motion(
+        cls,
+        span: tuple[float, float],
+        tokens: int,
+        time: float | None = None,
+        box: Sequence[float] = (0.0, 0.0, 1.0, 1.0),
+        label: str | None = None,
+    ) -> Segment:
         """Tokens of the whole box over a span of seconds, as learnt queries give them.
 
         Each gets an equal part of the span in turn, so that what is regridded onto them is counted once, as with
@@ -108,8 +114,9 @@ class AdapterConfig:
         return cls(**values)
 
 
-def setting(default: Any, help: str, *, choices: tuple | None = None, min: float | None = None,
-            max: float | None = None) -> Any:
+def setting(
+    default: Any, help: str, *, choices: tuple | None = None, min: float | None = None, max: float | None = None
+) -> Any:
     """A field of an AdapterConfig: its default, what it does (and what of it the paper leaves open), its limits."""
     metadata = {"help": help, "choices": choices, "min": min, "max": max}
     if isinstance(default, (list, dict)):
@@ -202,15 +209,18 @@ class Adapter(nn.Module):
 
     def without_motion(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`inputs` of the same clips as if nothing moved: a control. Motion tokens stay where they are."""
-        return {name: torch.zeros_like(tensor) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+        return {
+            name: torch.zeros_like(tensor) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
+        }
 
     def still(self, clip: Any) -> Any:
-        """The clip with frames in which nothing moves, for adapters whose motion lies in the frames alone; a control."""
+        """The clip with frames in which nothing moves, for adapters whose motion is in the frames alone; a control."""
         return clip
 
     def exchanged(self, clip: Any, other: Any) -> Any:
         """The clip with the motion of another one, which has as many key frames and steps; a control."""
-        motion = [dataclasses.replace(theirs, times=ours.times, end=ours.end)
-                  for ours, theirs in zip(clip.motion, other.motion, strict=True)]
+        motion = [
+            dataclasses.replace(theirs, times=ours.times, end=ours.end)
+            for ours, theirs in zip(clip.motion, other.motion, strict=True)
+        ]
         return dataclasses.replace(clip, motion=motion)
-

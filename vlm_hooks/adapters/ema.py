@@ -1,8 +1,9 @@
 """EMA: each group of pictures becomes one frame's tokens, which know the motion that follows the frame.
 
-Zhao et al., "Efficient Motion-Aware Video MLLM" (CVPR 2025). A GOP is a key frame and up to M vector fields (eq. 4). The
-host's tower encodes the frame (eq. 5), a small transformer the fields (eq. 6), which are averaged over time (eq. 7) and
-fused into the frame by cross-attention with a residual (eq. 8, 9); a temporal prompt stands before each GOP (eq. 10).
+Zhao et al., "Efficient Motion-Aware Video MLLM" (CVPR 2025). A GOP is a key frame and up to M vector fields (eq. 4).
+The host's tower encodes the frame (eq. 5), a small transformer the fields (eq. 6), which are averaged over time (eq. 7)
+and fused into the frame by cross-attention with a residual (eq. 8, 9); a temporal prompt stands before each GOP (eq.
+10).
 What the paper leaves open, and what is done here, stands beside each setting. Further:
 
 - Key frames pass the host's own merger before they are pooled and fused: in the families' towers it pools and projects
@@ -38,25 +39,48 @@ CHANNELS = 3  # right, down, known
 
 @dataclass
 class EMAConfig(base.AdapterConfig):
-    fusion: str = setting("crossattn", "how motion enters the frame (Table 4, exp. 0 to 4): none leaves it out",
-                          choices=("crossattn", "add", "concat", "none"))
-    aggregate: bool = setting(True, "average the fields over time and pool them to the frame's grid before the fusion; false "
-                                    "gives crossattn all patches of all fields")
-    position: str = setting("pre", "when a field learns its place in time: before the motion encoder (the paper), after, not",
-                            choices=("pre", "post", "none"))
+    fusion: str = setting(
+        "crossattn",
+        "how motion enters the frame (Table 4, exp. 0 to 4): none leaves it out",
+        choices=("crossattn", "add", "concat", "none"),
+    )
+    aggregate: bool = setting(
+        True,
+        "average the fields over time and pool them to the frame's grid before the fusion; false "
+        "gives crossattn all patches of all fields",
+    )
+    position: str = setting(
+        "pre",
+        "when a field learns its place in time: before the motion encoder (the paper), after, not",
+        choices=("pre", "post", "none"),
+    )
     layers: int = setting(2, "layers of the motion encoder; 0 is the patches' projection alone", min=0, max=64)
     width: int = setting(256, "width of the motion encoder (appendix A: 256)", min=8)
-    heads: int = setting(4, "its attention heads (appendix A says \"2 channels\", which are the vectors', and no heads)", min=1)
+    heads: int = setting(
+        4, 'its attention heads (appendix A says "2 channels", which are the vectors\', and no heads)', min=1
+    )
     fusion_heads: int = setting(8, "heads of the cross-attention (not said)", min=1)
-    pooling: int = setting(3, "kernel of the pooling of a frame's tokens (Table 7): 3 makes 81 of 729; 1 is none. Tokens that do "
-                              "not fill a kernel make one of their own (27 / 2 -> 14, as in the paper)", min=1, max=64)
+    pooling: int = setting(
+        3,
+        "kernel of the pooling of a frame's tokens (Table 7): 3 makes 81 of 729; 1 is none. Tokens that do "
+        "not fill a kernel make one of their own (27 / 2 -> 14, as in the paper)",
+        min=1,
+        max=64,
+    )
     cells: int = setting(96, "rows and columns of a vector map", min=1)
-    patch: int = setting(7, "cells of a patch's side. 96 is no multiple of 7: maps get unknown cells on the right and below, "
-                            "98 × 98 (not said)", min=1)
+    patch: int = setting(
+        7,
+        "cells of a patch's side. 96 is no multiple of 7: maps get unknown cells on the right and below, "
+        "98 × 98 (not said)",
+        min=1,
+    )
     vectors: int = setting(8, "fields of a GOP at most, chosen evenly", min=1)
     scale: float = setting(32.0, "vectors are multiplied by this: 1/32 of the frame a step is 1 (not said)", min=1e-6)
-    prompt: str = setting("Segment {number}: ", "text before each GOP, with {number} from 1 and {time} in seconds; empty writes "
-                                                "what the host writes for a frame")
+    prompt: str = setting(
+        "Segment {number}: ",
+        "text before each GOP, with {number} from 1 and {time} in seconds; empty writes "
+        "what the host writes for a frame",
+    )
 
 
 class Adapter(base.Adapter):
@@ -81,13 +105,16 @@ class Adapter(base.Adapter):
         _, rows, columns = shape
         rows, columns = math.ceil(rows / self.config.pooling), math.ceil(columns / self.config.pooling)
         return [
-            Segment(TokenGrid.regular([span], rows, columns, clip.box), (time,),
-                    label=self.config.prompt.format(number=number, time=f"{time:.1f}") or None)
+            Segment(
+                TokenGrid.regular([span], rows, columns, clip.box),
+                (time,),
+                label=self.config.prompt.format(number=number, time=f"{time:.1f}") or None,
+            )
             for number, (span, time) in enumerate(zip(clip.spans, clip.times, strict=True), start=1)
         ]
 
     def inputs(self, clips: Sequence[MotionClip]) -> dict[str, Tensor]:
-        """ema_vectors [B, N, M, 3, s, s] float32, zero and unknown where a clip has fewer; ema_fields [B, N]: how many."""
+        """ema_vectors [B, N, M, 3, s, s] float32, 0 and unknown where a clip has fewer; ema_fields [B, N]: how many."""
         c = self.config
         gops = max(len(clip.motion) for clip in clips)
         fields = [[_evenly(motion.vectors, c.vectors) for motion in clip.motion] for clip in clips]
@@ -147,8 +174,9 @@ class MotionEncoder(nn.Module):
         self.project = nn.Conv2d(CHANNELS, config.width, config.patch, config.patch)
         self.place = nn.Parameter(torch.randn(self.rows**2, config.width) * 0.02)
         self.time = nn.Parameter(torch.randn(config.vectors, 1, config.width) * 0.02)
-        layer = nn.TransformerEncoderLayer(config.width, config.heads, 4 * config.width, 0.0, "gelu", batch_first=True,
-                                           norm_first=True)
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False) if config.layers else None
         self.norm = nn.LayerNorm(config.width)
 
@@ -175,7 +203,7 @@ class Fusion(nn.Module):
         self.project = nn.Linear(config.width, hidden)
 
     def pooled(self, features: Tensor, there: Tensor, size: Sequence[int]) -> Tensor:
-        """Mean over the fields there are (eq. 7), and over the patches of each cell of the frame's grid: [G, H, W, E]."""
+        """Mean over the fields there are (eq. 7), and the patches of each cell of the frame's grid: [G, H, W, E]."""
         mean = features.sum(dim=1) / there.sum(dim=1).clamp(min=1)[:, None, None]
         side = math.isqrt(mean.shape[1])
         return adaptive_avg_pool2d(mean.transpose(1, 2).unflatten(2, (side, side)), size).movedim(1, 3)
@@ -192,7 +220,9 @@ class CrossAttention(Fusion):
         self.aggregate = config.aggregate
         self.norm = nn.LayerNorm(hidden)
         self.attention = nn.MultiheadAttention(hidden, config.fusion_heads, batch_first=True)
-        self.ffn = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
+        self.ffn = nn.Sequential(
+            nn.LayerNorm(hidden), nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden)
+        )
         _zero(self.ffn[-1])
 
     def forward(self, frames: Tensor, features: Tensor, there: Tensor) -> Tensor:
@@ -224,7 +254,9 @@ class Concat(Fusion):
 
     def __init__(self, config: EMAConfig, hidden: int) -> None:
         super().__init__(config, hidden)
-        self.mix = nn.Sequential(nn.LayerNorm(2 * hidden), nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+        self.mix = nn.Sequential(
+            nn.LayerNorm(2 * hidden), nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
+        )
         _zero(self.mix[-1])
 
     def forward(self, frames: Tensor, features: Tensor, there: Tensor) -> Tensor:

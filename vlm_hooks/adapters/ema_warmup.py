@@ -2,8 +2,8 @@
 
 "An external classification head is added to the motion encoder, and it is trained with cross-entropy loss against the
 ground-truth action labels prior to Stage 1." The paper does not say what the head reads: here the mean over a clip's
-GOPs, fields and patches, through a linear layer. A clip may have several labels (each thing's motion, the camera's); the
-target is then spread evenly over them.
+GOPs, fields and patches, through a linear layer. A clip may have several labels (each thing's motion, the camera's);
+the target is then spread evenly over them.
 
 Legend: B clips, C classes, N GOPs, M fields, P patches, E width of the motion encoder.
 """
@@ -27,8 +27,10 @@ class MotionClassifier(Objective):
         super().__init__(model, labels)
         names = sorted({name for own in labels.values() for name in own})
         if len(names) < 2:
-            raise SampleError(f"The warm-up needs two classes at least, and the samples have {', '.join(names) or 'none'}: "
-                              "give a file with captions or answers that name motions (stages.<name>.train, text).")
+            raise SampleError(
+                f"The warm-up needs two classes at least, and the samples have {', '.join(names) or 'none'}: "
+                "give a file with captions or answers that name motions (stages.<name>.train, text)."
+            )
         self.classes = {name: number for number, name in enumerate(names)}
         self.labels = labels
         self.head = nn.Linear(model.adapter.config.width, len(names))

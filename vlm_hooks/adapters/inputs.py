@@ -53,8 +53,10 @@ class MotionClip:
 
     def __post_init__(self) -> None:
         if not len(self.frames) == len(self.times) == len(self.motion) > 0:
-            raise ValueError(f"MotionClip: {len(self.frames)} frames, {len(self.times)} times and {len(self.motion)} "
-                             "entries of motion; there must be as many of each, and one at least.")
+            raise ValueError(
+                f"MotionClip: {len(self.frames)} frames, {len(self.times)} times and {len(self.motion)} "
+                "entries of motion; there must be as many of each, and one at least."
+            )
 
     @property
     def spans(self) -> list[tuple[float, float]]:
@@ -63,6 +65,6 @@ class MotionClip:
 
 
 def picture_clip(clip: MotionClip, picture: int = 0) -> MotionClip:
-    """One key frame as a clip that nothing follows, as pictures are given (EMA, section 3.4: "a blank motion vector")."""
+    """One key frame as a clip that nothing follows, as pictures are given (EMA, 3.4: "a blank motion vector")."""
     motion = Motion(np.zeros((0, 1, 1, 2), np.float32), np.zeros(0), clip.duration, np.zeros(0, int))
     return MotionClip(clip.frames[picture : picture + 1], [0.0], clip.duration, [motion], "none", clip.box)

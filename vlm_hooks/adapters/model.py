@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from vdm_priors.errors import ModelError
 from vlm_hooks.adapters.base import Adapter, AdapterConfig, AdapterOutput, HostShape
-from vlm_hooks.adapters.checkpoint import fingerprint, load, save
+from vlm_hooks.adapters.checkpoint import HostRecord, load, save
 from vlm_hooks.student import Student
 
 COUNTS = "frame_counts"  # the batch's entry with the frames of each clip, as the tower sees them: [B]
@@ -42,15 +42,16 @@ class AdapterModel(nn.Module):
         self.host = host.model
         self.adapter = adapter.to(host.model.device, host.model.dtype)
         self.token_ids = add_tokens(host, adapter.special_tokens)
-        self.made_for = fingerprint(host.model)  # the host as it came, before anything trains it
+        self.made_for = HostRecord.of(host)  # as it came, before anything trains it
         host.prepare_groups(adapter.group)
         self.register_state_dict_post_hook(_untied)
         self.student = AdaptedStudent(self, host.processor, host.folder, host, adapter)
 
     @classmethod
-    def create(cls, host: str | Path | Student, adapter: type[Adapter], config: AdapterConfig | None = None,
-               **loading: Any) -> AdapterModel:
-        """A new, untrained adapter on a host: a folder, a hub name, or a loaded Student (loading: of `load_student`)."""
+    def create(
+        cls, host: str | Path | Student, adapter: type[Adapter], config: AdapterConfig | None = None, **loading: Any
+    ) -> AdapterModel:
+        """A new, untrained adapter on a host: a folder, a hub name, or a loaded Student (loading: `load_student`'s)."""
         from vlm_hooks.families import load_student
 
         student = host if isinstance(host, Student) else load_student(host, **loading)
@@ -95,27 +96,46 @@ class AdapterModel(nn.Module):
 
     # ---- forward --------------------------------------------------------------------------------
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-                past_key_values: Any = None, labels: Tensor | None = None, **inputs: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        labels: Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
         """The host's output for a batch that `student.encode` made, or for what continues one (past_key_values and
         ids alone). All else in `inputs` goes to the host."""
         own, further = self._split(inputs)
         if not own:
-            return self.host(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                             past_key_values=past_key_values, labels=labels, **further)
+            return self.host(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                labels=labels,
+                **further,
+            )
         tokens = self.visual_tokens(**own)
         with self._injected(tokens.motion):
             output = self.host(
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                past_key_values=past_key_values, labels=labels,
-                mm_encoder_outputs=self.base.encoder_outputs(tokens.frames), **further)
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                labels=labels,
+                mm_encoder_outputs=self.base.encoder_outputs(tokens.frames),
+                **further,
+            )
         if position_ids is not None and position_ids.ndim == 3:
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             self.base.keep_positions(position_ids, mask)
         return output
 
-    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
-                 **inputs: Any) -> Tensor:
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None, **inputs: Any
+    ) -> Tensor:
         """The host's `generate` (with its arguments) after a batch padded on the left, or of equal lengths."""
         own, further = self._split(inputs)
         further.pop("labels", None)
@@ -128,8 +148,12 @@ class AdapterModel(nn.Module):
             tokens = self.visual_tokens(**own)
             with self._injected(tokens.motion):
                 return self.host.generate(
-                    input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-                    mm_encoder_outputs=self.base.encoder_outputs(tokens.frames), **further)
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    position_ids=position_ids,
+                    mm_encoder_outputs=self.base.encoder_outputs(tokens.frames),
+                    **further,
+                )
 
     def visual_tokens(self, **own: Tensor) -> AdapterOutput:
         """What the adapter makes of a batch's frames and motion."""
@@ -147,8 +171,9 @@ class AdapterModel(nn.Module):
         own = {name: inputs[name] for name in names if name in inputs}
         missing = [name for name in names if name not in own]
         if own and missing:
-            raise ModelError(f"The batch has {', '.join(own)}, but no {', '.join(missing)}: pass all that "
-                             "`student.encode` returns.")
+            raise ModelError(
+                f"The batch has {', '.join(own)}, but no {', '.join(missing)}: pass all that `student.encode` returns."
+            )
         return own, {name: value for name, value in inputs.items() if name not in own}
 
     @contextmanager
@@ -166,8 +191,10 @@ class AdapterModel(nn.Module):
             times = len(args[0]) // len(motion)  # beams
             tokens = torch.cat([clip for clip in motion for _ in range(times)])
             if len(tokens) != int(at_bs.sum()):
-                raise ModelError(f"The sequences have {int(at_bs.sum())} places for motion tokens, and the adapter gave "
-                                 f"{len(tokens)}: encode and forward need the same clips.")
+                raise ModelError(
+                    f"The sequences have {int(at_bs.sum())} places for motion tokens, and the adapter gave "
+                    f"{len(tokens)}: encode and forward need the same clips."
+                )
             return embedded_bsd.masked_scatter(at_bs[..., None], tokens.to(embedded_bsd))
 
         handle = self.host.get_input_embeddings().register_forward_hook(replace)

@@ -28,7 +28,7 @@ from vlm_hooks.videos import Video
 
 @dataclass
 class AdaptedStudent(student.Student):
-    """See the module. model: the AdapterModel; base: the host's own Student; still: encode clips as if nothing moved."""
+    """See the module. model: the AdapterModel; base: the host's own; still: encode clips as if nothing moved."""
 
     base: student.Student
     adapter: Adapter
@@ -65,8 +65,10 @@ class AdaptedStudent(student.Student):
         return {**host, **own}
 
     def num_video_tokens(self, frames: int, height: int, width: int, times: Sequence[float] | None = None) -> int:
-        raise ModelError("How many tokens an adapter writes depends on a clip's motion, not on its frames alone: use "
-                         "clip_tokens(clip).")
+        raise ModelError(
+            "How many tokens an adapter writes depends on a clip's motion, not on its frames alone: use "
+            "clip_tokens(clip)."
+        )
 
     def clip_tokens(self, clip: Any) -> int:
         """Tokens of a clip's stream: visual ones, labels and marks."""
@@ -97,10 +99,12 @@ class AdaptedStudent(student.Student):
         endings = [answer + self.end_token for answer in answers] if answers is not None else [""] * len(prompts)
         texts = [prompt + ending for prompt, ending in zip(prompts, endings, strict=True)]
         spans = [(at, at + len(self.processor.video_token)) for at in map(self._video_at, prompts)]
-        written = [text[:start] + stream + text[end:]
-                   for text, stream, (start, end) in zip(texts, streams, spans, strict=True)]
-        made = self.tokenizer(written, padding=True, padding_side=padding_side, return_tensors="pt",
-                              return_offsets_mapping=True)
+        written = [
+            text[:start] + stream + text[end:] for text, stream, (start, end) in zip(texts, streams, spans, strict=True)
+        ]
+        made = self.tokenizer(
+            written, padding=True, padding_side=padding_side, return_tensors="pt", return_offsets_mapping=True
+        )
         ids, mask, offsets = made["input_ids"], made["attention_mask"], made["offset_mapping"]
         visual = torch.isin(ids, self._stream_ids())
         self._check_lengths(mask, visual, clips, names, max_length or self.max_length)
@@ -108,12 +112,16 @@ class AdaptedStudent(student.Student):
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **pixels}
         motion = self.adapter.inputs(clips)
         inputs |= self.adapter.without_motion(motion) if self.still else motion
-        places = [self._places(plan, row[keep.bool()], span[keep.bool()], start, start + len(stream))
-                  for plan, row, span, keep, stream, (start, _) in zip(plans, ids, offsets, mask, streams, spans, strict=True)]
+        places = [
+            self._places(plan, row[keep.bool()], span[keep.bool()], start, start + len(stream))
+            for plan, row, span, keep, stream, (start, _) in zip(plans, ids, offsets, mask, streams, spans, strict=True)
+        ]
         inputs["position_ids"] = self._positions(places, mask)
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids)) | visual
-        replaced = [[{"span": span, "new_span": (span[0], span[0] + len(stream))}]
-                    for span, stream in zip(spans, streams, strict=True)]
+        replaced = [
+            [{"span": span, "new_span": (span[0], span[0] + len(stream))}]
+            for span, stream in zip(spans, streams, strict=True)
+        ]
         original = original_offsets(offsets, replaced, special)
         starts = [len(prompt) for prompt in prompts]
         if answers is not None:
@@ -165,16 +173,27 @@ class AdaptedStudent(student.Student):
     def _places(self, plan: Sequence[Segment], ids_s: Tensor, spans_s2: Tensor, start: int, end: int) -> StreamPlaces:
         """Where the tokens of one unpadded sequence lie; its stream has the characters [start, end)."""
         stream = (spans_s2[:, 0] >= start) & (spans_s2[:, 1] <= end) & (spans_s2[:, 1] > spans_s2[:, 0])
-        cells = [(time, row, column, block) for block, (time, rows, columns) in enumerate(
-            (time, s.grid.rows, s.grid.columns) for s in plan for time in s.times)
-            for row in range(rows) for column in range(columns)]
+        cells = [
+            (time, row, column, block)
+            for block, (time, rows, columns) in enumerate(
+                (time, s.grid.rows, s.grid.columns) for s in plan for time in s.times
+            )
+            for row in range(rows)
+            for column in range(columns)
+        ]
         at = torch.isin(ids_s, self._stream_ids()).nonzero()[:, 0][: len(cells)]
         time, row, column, block = map(torch.tensor, zip(*cells, strict=True))
         visual = torch.zeros(len(ids_s), dtype=torch.bool).index_fill(0, at, True)
         # of other tokens: the next visual one's, or the last one's
         follows = torch.searchsorted(at, torch.arange(len(ids_s))).clamp(max=len(at) - 1)
-        return StreamPlaces(stream, visual, block[follows], (time.double() - float(time[0]))[follows],
-                            row[follows] * visual, column[follows] * visual)
+        return StreamPlaces(
+            stream,
+            visual,
+            block[follows],
+            (time.double() - float(time[0]))[follows],
+            row[follows] * visual,
+            column[follows] * visual,
+        )
 
     def _positions(self, places: Sequence[StreamPlaces], mask_bs: Tensor) -> Tensor:
         """[3, B, S] for a host with M-RoPE, else [B, S]; padding has 0."""
@@ -208,8 +227,14 @@ class AdaptedStudent(student.Student):
         for sample in self.segments(inputs, clips):
             frames = [(segment.grid, positions) for segment, positions in sample if not segment.moving]
             first = frames[0][0]
-            grids.append(TokenGrid(torch.cat([grid.spans for grid, _ in frames]), first.row_edges, first.column_edges,
-                                   torch.cat([grid.valid for grid, _ in frames])))
+            grids.append(
+                TokenGrid(
+                    torch.cat([grid.spans for grid, _ in frames]),
+                    first.row_edges,
+                    first.column_edges,
+                    torch.cat([grid.valid for grid, _ in frames]),
+                )
+            )
             columns.append(torch.cat([positions for _, positions in frames]))
         return grids, columns
 

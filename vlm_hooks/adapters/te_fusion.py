@@ -16,7 +16,6 @@ Legend: N frames, T rows in time, k rows of a group, G = T / k groups, H×W toke
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +36,27 @@ COMPRESSIONS = ("concat", "mean", "qformer")
 
 @dataclass
 class TEFusionConfig(base.AdapterConfig):
-    k: int = setting(4, "rows in time that become one; the paper's 2, 4, 8, 16 (best at 4); 1 compresses nothing", min=1)
-    fusion: str = setting("through", "where the frames of a group meet: through the encoder, before (pre) or after (post)",
-                          choices=FUSIONS)
+    k: int = setting(
+        4, "rows in time that become one; the paper's 2, 4, 8, 16 (best at 4); 1 compresses nothing", min=1
+    )
+    fusion: str = setting(
+        "through",
+        "where the frames of a group meet: through the encoder, before (pre) or after (post)",
+        choices=FUSIONS,
+    )
     compression: str = setting(
-        "concat", "how a group's tokens become one frame's: concat projects the k tokens of a place, and begins as their "
-                  "mean (the text at hand names no operator; this one contains the mean); mean has no weights; qformer "
-                  "reads the group by one frame's queries (the paper's Q-Former baseline). Done behind the host's merger, "
-                  "which then sees what it was trained on", choices=COMPRESSIONS)
+        "concat",
+        "how a group's tokens become one frame's: concat projects the k tokens of a place, and begins as their "
+        "mean (the text at hand names no operator; this one contains the mean); mean has no weights; qformer "
+        "reads the group by one frame's queries (the paper's Q-Former baseline). Done behind the host's merger, "
+        "which then sees what it was trained on",
+        choices=COMPRESSIONS,
+    )
     order: bool = setting(
-        True, "learn an embedding for each place in a group, added to its patches before the first block: self-attention "
-              "alone would not know which frame comes first. It begins as 0")
+        True,
+        "learn an embedding for each place in a group, added to its patches before the first block: self-attention "
+        "alone would not know which frame comes first. It begins as 0",
+    )
     heads: int = setting(8, "attention heads of qformer", min=1)
 
 
@@ -103,7 +112,9 @@ class Adapter(base.Adapter):
 
     def _mixed(self, clip: Any, other: Any, still: bool = True) -> Any:
         mixed = copy.copy(clip)
-        mixed.frames = clip.frames[np.arange(len(clip.frames)) // self.frames * self.frames] if still else other.frames.copy()
+        mixed.frames = (
+            clip.frames[np.arange(len(clip.frames)) // self.frames * self.frames] if still else other.frames.copy()
+        )
         mixed.frames[:: self.frames] = clip.frames[:: self.frames]
         return mixed
 
@@ -118,12 +129,16 @@ class Adapter(base.Adapter):
     def forward(self, frames: list[FrameTokens]) -> AdapterOutput:
         if self.compress is None or self.config.k == 1:
             return AdapterOutput(frames)
-        return AdapterOutput([clip.map(lambda t: self.compress(t.unflatten(0, (-1, self.config.k)))) for clip in frames])
+        return AdapterOutput(
+            [clip.map(lambda t: self.compress(t.unflatten(0, (-1, self.config.k)))) for clip in frames]
+        )
 
     def _check(self, clip: Any) -> None:
         if len(clip.frames) % self.frames:
-            raise SampleError(f"The clip has {len(clip.frames)} frames, which do not fill groups of {self.frames} "
-                              f"({self.config.k} × {self.host.depth}, which the tower joins): sample a multiple of that.")
+            raise SampleError(
+                f"The clip has {len(clip.frames)} frames, which do not fill groups of {self.frames} "
+                f"({self.config.k} × {self.host.depth}, which the tower joins): sample a multiple of that."
+            )
 
 
 class Mean(nn.Module):

@@ -80,7 +80,8 @@ class Student(student.Student):
 
     def frame_shapes(self, pixels: dict[str, Tensor], counts: Sequence[int]) -> list[tuple[int, int, int]]:
         merge = self.model.config.vision_config.spatial_merge_size
-        return [(frames, height // merge, width // merge) for frames, height, width in pixels["video_grid_thw"].tolist()]
+        grids = pixels["video_grid_thw"].tolist()
+        return [(frames, height // merge, width // merge) for frames, height, width in grids]
 
     def frame_tokens(self, pixels: dict[str, Tensor], counts: Sequence[int], group: int = 1) -> list[FrameTokens]:
         """See the base class. Of Qwen2.5-VL's tower, the blocks with full attention see the group; those with windows
@@ -89,7 +90,8 @@ class Student(student.Student):
         check_divisible(grid[:, 0].tolist(), group)
         extra = {}
         if group > 1:
-            lengths = [height * width * group for frames, height, width in grid.tolist() for _ in range(frames // group)]
+            grids = grid.tolist()
+            lengths = [height * width * group for frames, height, width in grids for _ in range(frames // group)]
             ends = torch.tensor([0, *lengths], device=grid.device).cumsum(0)
             extra["video_cu_seqlens"] = ends.to(torch.int32)  # as the tower's own
         output = self.model.get_video_features(pixels["pixel_values_videos"], grid, return_dict=True, **extra)
@@ -108,7 +110,8 @@ class Student(student.Student):
                           for frames, height, width in pixels["video_grid_thw"].tolist()])
 
     def encoder_outputs(self, tokens: Sequence[FrameTokens]) -> dict[str, Any]:
-        return {"video": BaseModelOutputWithPooling(pooler_output=tuple(clip.tokens.flatten(0, 2) for clip in tokens))}
+        flat = tuple(clip.tokens.flatten(0, 2) for clip in tokens)
+        return {"video": BaseModelOutputWithPooling(pooler_output=flat)}
 
     def stream_positions(self, places: StreamPlaces) -> Tensor:
         """See the base class. Qwen2-VL counts frames: the step of its temporal axis is the stream's mean step in time."""
