@@ -60,7 +60,7 @@ def visualize_clips(
     )
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}.")
-    views, title = _views(what, video, text, samples, clips, gatherer)
+    views, title = _views(what, video, text, samples, 1 if figure is not None else clips, gatherer)
     if figure is not None:
         return _figure(figure, views[0], gatherer, word, out, console)
     write_page(views, out, title, NOTE)

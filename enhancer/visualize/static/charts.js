@@ -56,8 +56,8 @@ function lineChart({ lines, x, y, label, low = null }) {
   const cursor = svg("line", { class: "cursor", y1: top, y2: height - bottom, x1: -9, x2: -9 });
   const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     parts, axis, drawn, cursor,
-    svg("text", { class: "axis middle", x: (left + width - right) / 2, y: height - 5 }, x), svg(
-    "text", { class: "axis", x: 4, y: top - 1 }, y));
+    svg("text", { class: "axis middle", x: (left + width - right) / 2, y: height - 5 }, x),
+    svg("text", { class: "axis", x: 4, y: top - 1 }, y));
   chart.mark = value => {
     const at = Math.max(left, Math.min(width - right, px(value)));
     cursor.setAttribute("x1", at);

@@ -19,10 +19,10 @@ function codecSection() {
     return made;
   }
   const keys = [...Object.values(VALIDITY).map(([paint, text]) => swatch(paint, text))];
-  made.append(el("div", { className: "controls" }, tick("Vectors", "vectors"), tick("Validity", "validity"), tick(
-      "Prediction error", "residual")),
-    el("div", { className: "codec" }, codecPanel(view), el("dl", {}, ...view.facts.flatMap(([name, text]) => [el(
-      "dt", {}, name), el("dd", {}, text)]))),
+  made.append(el("div", { className: "controls" }, tick("Vectors", "vectors"), tick("Validity", "validity"),
+      tick("Prediction error", "residual")),
+    el("div", { className: "codec" }, codecPanel(view), el("dl", {}, ...view.facts.flatMap(([name, text]) =>
+      [el("dt", {}, name), el("dd", {}, text)]))),
     el("ul", { className: "keys" }, ...keys));
   const bars = el("div", {});
   watch(["colours", "residual", "vectors"], () => bars.replaceChildren(...[
@@ -133,8 +133,8 @@ function timeline(view) {
       svg("title", {},
         `${seconds(time)}: ${view.kinds[n]}, ${view.bytes[n]} bytes, mean speed ${short(view.speed[n])} px/s`));
   });
-  const letters = view.times.length <= 60 ? view.times.map((time, n) => svg("text", { class: "tick middle", x: (px(
-      time) + px(n + 1 < view.times.length ? view.times[n + 1] : end)) / 2, y: bottom + 13 }, view.kinds[n])) : [];
+  const letters = view.times.length <= 60 ? view.times.map((time, n) => svg("text", { class: "tick middle", x:
+      (px(time) + px(n + 1 < view.times.length ? view.times[n + 1] : end)) / 2, y: bottom + 13 }, view.kinds[n])) : [];
   const groups = view.keys.map(n => svg("line", { class: "gop", x1: px(view.times[n]), x2: px(view.times[n]),
     y1: top - 8, y2: bottom }));
   const cuts = view.cuts.map(n => svg("line", { class: "cutline", x1: px(view.times[n]), x2: px(view.times[n]),
@@ -145,8 +145,8 @@ function timeline(view) {
   const ticks = roundTicks(start, end, 8).map(value => svg("text", { class: "tick middle", x: px(value), y: height -
       4 }, seconds(value)));
   const names = [1, 100, 10000, 1000000].filter(size => size <= most).map(size => [svg("text", { class: "tick end",
-    x: left - 6, y: py(size) + 4 }, size >= 1000 ? size / 1000 + " kB" : size + " B"), svg(
-  "line", { class: "grid", x1: left, x2: width - 12, y1: py(size), y2: py(size) })]);
+    x: left - 6, y: py(size) + 4 }, size >= 1000 ? size / 1000 + " kB" : size + " B"),
+  svg("line", { class: "grid", x1: left, x2: width - 12, y1: py(size), y2: py(size) })]);
   const chart = svg("svg", { class: "chart timeline", viewBox: `0 0 ${width} ${height}`,
     role: "img", "aria-label": "Packets of the stream over time" }, names, bars, groups, cuts, letters, seen,
     cursor, ticks);

@@ -25,8 +25,8 @@ function headPanel(heads, slot) {
       found = mapOfHead(heads, chosen);
     if (!chosen) return;
     const kept = heads.selected[chosen.row][chosen.head];
-    caption.replaceChildren(el("b", {}, `${heads.rows[chosen.row]}, head ${chosen.head}`), kept ? el(
-    "span", { className: "badge" }, "selected") : "");
+    caption.replaceChildren(el("b", {}, `${heads.rows[chosen.row]}, head ${chosen.head}`), kept ?
+    el("span", { className: "badge" }, "selected") : "");
     facts.textContent = Object.entries(DATA.metrics).map(([name, text]) =>
       `${text} ${short(heads.metrics[name][chosen.row][chosen.head])}`).join(" · ");
     for (const canvas of [whole, cross, runs]) canvas.drawing();
@@ -46,8 +46,8 @@ function headPanel(heads, slot) {
   });
   whole.addEventListener("pointerdown", event => readWhole(event, whole, heads, slot, readout));
   whole.addEventListener("pointermove", event => readWhole(event, whole, heads, slot, readout));
-  return el("figure", { className: "card headpanel" }, caption, facts, whole, readout, el(
-  "div", { className: "halves" }, el("div", {}, cross, crossText), el("div", {}, runs, runText)));
+  return el("figure", { className: "card headpanel" }, caption, facts, whole, readout,
+  el("div", { className: "halves" }, el("div", {}, cross, crossText), el("div", {}, runs, runText)));
 }
 
 /** Draws all rows and columns, frame by frame, places in raster order inside; the mask as outlines. */

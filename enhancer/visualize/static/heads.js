@@ -37,8 +37,8 @@ function headGrid(heads) {
   role: "grid", "aria-label": "Heads; arrow keys move, Enter chooses" });
   grid.style.setProperty("--heads", count);
   const cells = [];
-  grid.append(el("span", { className: "corner" }, ""), ...Array.from({ length: count }, (_, head) => el(
-  "span", { className: "colhead" }, head % Math.ceil(count / 24) === 0 ? String(head) : "")));
+  grid.append(el("span", { className: "corner" }, ""), ...Array.from({ length: count }, (_, head) =>
+  el("span", { className: "colhead" }, head % Math.ceil(count / 24) === 0 ? String(head) : "")));
   heads.rows.forEach((name, row) => {
     grid.append(el("span", { className: "rowhead" }, name));
     for (let head = 0; head < count; head++) {
@@ -79,8 +79,8 @@ function headGrid(heads) {
     const low = Math.min(...values),
       high = Math.max(...values);
     const wide = state.metric === "dfc" && low > 0 && high > 20 * low; // ratios spread over decades
-    const place = value => high > low ? (wide ? Math.log(value / low) / Math.log(high / low) : (value - low) / (
-      high - low)) : 0.5;
+    const place = value => high > low ? (wide ? Math.log(value / low) / Math.log(high / low) : (value - low) /
+      (high - low)) : 0.5;
     cells.forEach((cell, n) => {
       const row = Math.floor(n / count),
         head = n % count,
@@ -99,8 +99,8 @@ function headGrid(heads) {
     const ticks = values.length ? (high > low ? [low, wide ? Math.sqrt(low * high) : (low + high) / 2, high] : [
       low
     ]) : [];
-    scale.replaceChildren(scaleBar(DATA.metrics[state.metric] + (wide ? " (logarithmic)" : ""), place, ticks.map(
-      value => [value, short(value)])));
+    scale.replaceChildren(scaleBar(DATA.metrics[state.metric] + (wide ? " (logarithmic)" : ""), place,
+      ticks.map(value => [value, short(value)])));
   });
   watch(["heads"], () => cells.forEach((cell, n) => {
     const at = state.heads.map(one => one && one.row * count + one.head);

@@ -70,8 +70,8 @@ function drawLatent(pen, latents, width, height) {
   small.height = rows;
   const picture = new ImageData(columns, rows);
   for (let i = 0; i < rows * columns; i++) {
-    const rgb = state.channel === "rgb" ? [0, 1, 2].map(channel => at(Math.min(channel, channels - 1), i)) : colour(
-      at(Number(state.channel), i) / 255);
+    const rgb = state.channel === "rgb" ? [0, 1, 2].map(channel => at(Math.min(channel, channels - 1), i)) :
+      colour(at(Number(state.channel), i) / 255);
     picture.data.set([...rgb, 255], 4 * i);
   }
   small.getContext("2d").putImageData(picture, 0, 0);

@@ -17,22 +17,20 @@ const KEYS = [
 
 function heading() {
   const one = clip();
-  const many = DATA.clips.length > 1 ? picker("Clip", "clip", [
-    [null, DATA.clips.map((clip, n) => [n, clip.name + ": " + clip.text.slice(0, 60)])]
-  ]) : null;
-  const asked = one.question && one.question !== one.text ? el("p", {}, "Question: ", one.question) : null;
-  const facts = [...one.facts, ...(one.video ? [
-    ["clip", one.video]
-  ] : [])];
-  document.getElementById("head").replaceChildren(
-    el("p", { className: "eyebrow" }, DATA.title), el("h1", {}, one.text || one.name), ...[asked, one.answer && one
-      .answer !== "NA" ? el("p", {}, "Answer: ", one.answer) : null, many
-    ].filter(Boolean),
-    ...["clip", "run", "examples"].flatMap(name => (one.missing[name] || []).map(sentence => el(
-    "p", { className: "gap" }, sentence))),
-    el("details", { className: "facts" }, el("summary", {}, "About this clip"), el("dl", {}, ...facts.flatMap(([
-      name, text
-    ]) => [el("dt", {}, name), el("dd", {}, text)]))));
+  const named = DATA.clips.map((clip, n) => [n, clip.name + ": " + clip.text.slice(0, 60)]);
+  const many = DATA.clips.length > 1 ? picker("Clip", "clip", [[null, named]]) : null;
+  const gaps = ["clip", "run", "examples"].flatMap(name => one.missing[name] || []);
+  const parts = [
+    el("p", { className: "eyebrow" }, DATA.title),
+    el("h1", {}, one.text || one.name),
+    one.question && one.question !== one.text ? el("p", {}, "Question: ", one.question) : null,
+    one.answer && one.answer !== "NA" ? el("p", {}, "Answer: ", one.answer) : null,
+    many,
+    ...gaps.map(sentence => el("p", { className: "gap" }, sentence)),
+    el("details", { className: "facts" }, el("summary", {}, "About this clip"),
+      listed([...one.facts, ...(one.video ? [["clip", one.video]] : [])])),
+  ];
+  document.getElementById("head").replaceChildren(...parts.filter(Boolean));
   document.title = one.text.slice(0, 60) + " · motion-enhancer";
 }
 
@@ -57,24 +55,33 @@ function transport() {
   });
 }
 
+/** A list of names and what belongs to them. */
+const listed = pairs => el("dl", {}, pairs.map(([name, text]) => [el("dt", {}, name), el("dd", {}, text)]));
+
 function help() {
-  const dialog = el("dialog", { id: "help" }, el("h2", {}, "Keys"), el("dl", {}, ...KEYS.flatMap(([key, text]) => [el(
-      "dt", {}, key), el("dd", {}, text)])),
-    el("button", { type: "button", on: { click: () => dialog.close() } }, "Close"));
+  const close = el("button", { type: "button", on: { click: () => dialog.close() } }, "Close");
+  const dialog = el("dialog", { id: "help" }, el("h2", {}, "Keys"), listed(KEYS), close);
   return dialog;
+}
+
+/** The kept word of the highest score. */
+function bestWord(words) {
+  const rank = word => [word.selected ? 1 : 0, word.score || 0];
+  const better = (a, b) => a[0] - b[0] || a[1] - b[1];
+  return words.reduce((top, word, n) => better(rank(word), rank(words[top])) > 0 ? n : top, 0);
 }
 
 function build() {
   forgetWatchers();
-  const heads = clip().heads,
-    best = clip().words.reduce((top, word, n, all) => word.selected && (!all[top].selected || (word.score || 0) > (
-      all[top].score || 0)) ? n : top, 0);
-  Object.assign(state, { frame: 0, word: best, shows: "all", student: "all", place: -1, channel: "rgb", heads: heads ?
-      firstHeads(heads) : [null, null] });
+  const { heads, words } = clip();
+  const chosen = heads ? firstHeads(heads) : [null, null];
+  Object.assign(state, { frame: 0, word: bestWord(words), shows: "all", student: "all", place: -1, channel: "rgb" });
+  state.heads = chosen;
   heading();
-  document.getElementById("sections").replaceChildren(...SECTIONS.map(([id, title]) => el("a", { href: "#" + id },
-    title)), el("button", { type: "button", className: "keysbutton", on: { click: () => document.getElementById(
-        "help").showModal() } }, "Keys"));
+  const open = () => document.getElementById("help").showModal();
+  const keys = el("button", { type: "button", className: "keysbutton", on: { click: open } }, "Keys");
+  const links = SECTIONS.map(([id, title]) => el("a", { href: "#" + id }, title));
+  document.getElementById("sections").replaceChildren(...links, keys);
   document.getElementById("main").replaceChildren(...SECTIONS.map(([, , make]) => make()));
   document.getElementById("foot").replaceChildren(el("p", { className: "note" }, DATA.note), help());
   transport();
@@ -86,8 +93,8 @@ document.addEventListener("keydown", event => {
   const frames = clip().times.length,
     words = clip().words.length,
     number = SECTIONS[Number(event.key) - 1];
-  const own = at("select") || at("input") && event.key.startsWith(
-  "Arrow"); // keys that the control itself answers
+  const own = at("select") || at("input") &&
+  event.key.startsWith("Arrow"); // keys that the control itself answers
   const act = {
     ArrowLeft: () => set({ frame: (state.frame + frames - 1) % frames, playing: false }),
     ArrowRight: () => set({ frame: (state.frame + 1) % frames, playing: false }),

@@ -52,8 +52,8 @@ function mapControls(maps) {
   const bar = el("div", {});
   watch(["colours", "top"], () => {
     const ticks = [0, 1, ...[2, 4, 8, 16, 32].filter(value => value < 0.7 * state.top), state.top];
-    bar.replaceChildren(scaleBar("density, times uniform (colour follows its square root)", levelOf, ticks.map(
-      value => [value, value === state.top ? "≥ " + value + "×" : value + "×"])));
+    bar.replaceChildren(scaleBar("density, times uniform (colour follows its square root)", levelOf,
+      ticks.map(value => [value, value === state.top ? "≥ " + value + "×" : value + "×"])));
   });
   return el("div", { className: "controls" }, ...controls, bar);
 }
@@ -135,8 +135,8 @@ function everyPart(maps) {
       const small = map[kind].names.map((name, n) => {
         const canvas = canvasOf(width, height, map.name + ", " + name),
           gap = el("span", { className: "none" });
-        watch(["word", "frame", "colours", "top", "opacity", "loaded"], () => { gap.textContent = drawMap(
-            canvas.drawing(), map, [kind, n], width, height); });
+        watch(["word", "frame", "colours", "top", "opacity", "loaded"], () => { gap.textContent =
+            drawMap(canvas.drawing(), map, [kind, n], width, height); });
         return el("figure", { className: "small" }, canvas, el("figcaption", {}, name, " ", gap));
       });
       body.append(el("h3", {}, map.name + ", " + title), el("div", { className: "smalls" }, ...small));

@@ -77,8 +77,8 @@ function scoreTable(words) {
       el("th", { scope: "row", className: word.selected ? "selected" : "" }, word.text),
       el("td", { className: "terms" }, el("div", { className: "bar" }, bar(word.mean, "mean"), bar(word
         .fluctuation, "fluctuation"))),
-      el("td", { className: "number" }, short((word.score - mean) / deviation, 2)), el(
-      "td", { className: "number" }, short(word.mean)),
+      el("td", { className: "number" }, short((word.score - mean) / deviation, 2)),
+      el("td", { className: "number" }, short(word.mean)),
       el("td", { className: "number" }, short(word.fluctuation)));
 
     watch(["word"], () => row.classList.toggle("current", state.word === n));
@@ -86,8 +86,8 @@ function scoreTable(words) {
   });
   return el("div", { className: "scroll card" }, el("table", { className: "scores" },
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "word"),
-      el("th", { scope: "col" }, el("span", { className: "key mean" }, "mean"), " + ", el(
-      "span", { className: "key fluctuation" }, "fluctuation")),
+      el("th", { scope: "col" }, el("span", { className: "key mean" }, "mean"), " + ",
+      el("span", { className: "key fluctuation" }, "fluctuation")),
       ...["score, standardised", "mean", "fluctuation"].map(name => el("th", { scope: "col",
         className: "number" }, name)))),
     el("tbody", {}, ...rows)));
