@@ -14,6 +14,7 @@ from vdm_priors.errors import SampleError
 from vlm_hooks.adapters.cope import Adapter
 from vlm_hooks.adapters.cope_encoder import CoPEConfig
 from vlm_hooks.adapters.cope_pretraining import Pretraining
+from vlm_hooks.adapters.inputs import picture_clip
 from vlm_hooks.adapters.model import AdapterModel, host_shape
 from vlm_hooks.adapters.motion_tensors import frame_inputs
 
@@ -128,3 +129,12 @@ def without_pictures(clip):
     for motion in clip.motion:
         motion.pictures = None
     return clip
+
+
+def test_a_picture_is_a_key_frame_alone_and_vectors_need_residuals(model):
+    picture, video = picture_clip(motion_clip([1], seed=5)), motion_clip([2], seed=6)
+    inputs = batch(model, [picture, video]).inputs
+    assert inputs["cope_known"].sum(1).tolist() == [0, 2]
+    video.motion[0].residuals = None
+    with pytest.raises(SampleError, match="no residuals"):
+        batch(model, [video])

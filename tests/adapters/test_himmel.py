@@ -10,6 +10,7 @@ from tests.vlm_hooks.tiny_families import family_student
 from vlm_hooks.adapters.himmel import Adapter
 from vlm_hooks.adapters.himmel_alignment import Alignment
 from vlm_hooks.adapters.himmel_encoder import HimmelConfig
+from vlm_hooks.adapters.inputs import picture_clip
 from vlm_hooks.adapters.model import AdapterModel
 from vlm_hooks.adapters.motion_tensors import frame_inputs
 
@@ -101,3 +102,8 @@ def test_stage_1_aims_at_the_difference_of_the_anchors(model):
     assert all(p.grad is None for p in model.host.parameters())
     assert all(p.grad is not None for p in model.adapter.parameters())  # the head that stays is the projector
     model.zero_grad()
+
+
+def test_a_picture_is_an_anchor_alone(model):
+    inputs = batch(model, [picture_clip(motion_clip([1], seed=5)), motion_clip([2, 0], seed=6)]).inputs
+    assert inputs["himmel_intervals"].sum(1).tolist() == [0, 1]

@@ -26,7 +26,7 @@ from vlm_hooks.adapters.base import AdapterOutput, HostShape, Segment
 from vlm_hooks.adapters.cope_encoder import CoPEConfig, DeltaEncoder
 from vlm_hooks.adapters.cope_pretraining import Pretraining
 from vlm_hooks.adapters.inputs import MotionClip
-from vlm_hooks.adapters.motion_tensors import error_tensor, padded, vector_tensor
+from vlm_hooks.adapters.motion_tensors import error_tensor, padded, steps_of, vector_tensor
 from vlm_hooks.streams import FrameTokens
 
 
@@ -57,8 +57,8 @@ class Adapter(base.Adapter):
     def inputs(self, clips: Sequence[MotionClip]) -> dict[str, Tensor]:
         """cope_vectors [B, P, R, C, 3] (right, down, valid), cope_errors [B, P, 3, H, W] float16 in −1..1, and cope_known
         [B, P] bool: the P-frames that there are. Vectors are shares of the frame, or of the clip's largest one."""
-        vectors = [np.concatenate([motion.vectors for motion in clip.motion]) for clip in clips]
-        errors = [np.concatenate([motion.residuals for motion in clip.motion]) for clip in clips]
+        parts = [zip(*(steps_of(clip, motion) for motion in clip.motion), strict=True) for clip in clips]
+        vectors, errors = zip(*([np.concatenate(arrays) for arrays in clip] for clip in parts), strict=True)
         tensors = [vector_tensor(fields) for fields in vectors]
         for fields in tensors:
             largest = fields[..., :2].abs().amax().clamp(min=1e-6) if fields.numel() else torch.tensor(1.0)

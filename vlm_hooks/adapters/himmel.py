@@ -28,8 +28,8 @@ from vlm_hooks.adapters import base
 from vlm_hooks.adapters.base import AdapterOutput, HostShape, Segment
 from vlm_hooks.adapters.himmel_alignment import Alignment, AlignmentHead
 from vlm_hooks.adapters.himmel_encoder import HimmelConfig, TriStreamEncoder
-from vlm_hooks.adapters.inputs import Motion, MotionClip
-from vlm_hooks.adapters.motion_tensors import error_tensor, padded, vector_tensor
+from vlm_hooks.adapters.inputs import MotionClip
+from vlm_hooks.adapters.motion_tensors import error_tensor, padded, steps_of, vector_tensor
 from vlm_hooks.streams import FrameTokens
 
 
@@ -72,15 +72,15 @@ class Adapter(base.Adapter):
 
     def _intervals(self, clip: MotionClip, most: int) -> tuple[Tensor, ...]:
         """Vectors, errors, context and known steps of a clip's intervals. The last anchor, which none follows, has none."""
-        steps = zip(*(self._steps(motion, most) for motion in clip.motion), strict=True)
+        steps = zip(*(self._steps(*steps_of(clip, motion), most) for motion in clip.motion), strict=True)
         vectors, errors, known = (torch.stack(part)[:-1] for part in steps)
         return vectors, errors, self._context(clip.frames)[:-1], known
 
-    def _steps(self, motion: Motion, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _steps(self, vectors: np.ndarray, residuals: np.ndarray, most: int) -> tuple[Tensor, Tensor, Tensor]:
         """An interval's vectors [L, R, C, 3], errors [L, 3, H, W] and what of them there is [L], L = most."""
-        count = min(len(motion.times), most)
-        kept = np.linspace(0, len(motion.times) - 1, count).round().astype(int)
-        vectors, errors = vector_tensor(motion.vectors[kept]), error_tensor(motion.residuals[kept])
+        count = min(len(vectors), most)
+        kept = np.linspace(0, len(vectors) - 1, count).round().astype(int)
+        vectors, errors = vector_tensor(vectors[kept]), error_tensor(residuals[kept])
         vectors[..., :2] /= self.config.largest
         rest = (0, 0) * 3 + (0, most - count)
         return F.pad(vectors, rest), F.pad(errors, rest), torch.arange(most) < count

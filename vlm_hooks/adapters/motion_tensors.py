@@ -12,7 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vdm_priors.errors import SampleError
+from vlm_hooks.adapters.inputs import Motion, MotionClip
 from vlm_hooks.adapters.model import COUNTS
+
+CELL = 8  # pixels of a motion cell's side
+
+
+def steps_of(clip: MotionClip, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [M, R, C, 2] and residuals [M, H, W, 3] of what follows one of the clip's key frames; M may be 0.
+
+    Raises SampleError where there are vectors and no residuals.
+    """
+    height, width = clip.frames.shape[1:3]
+    if not len(motion.times):  # a picture's blank motion has no size of its own
+        return np.zeros((0, height // CELL, width // CELL, 2), np.float32), np.zeros((0, height, width, 3), np.float32)
+    if motion.residuals is None:
+        raise SampleError("The clip has motion vectors and no residuals, which this adapter reads: make it with keyed_clip "
+                          "or anchored_clip.")
+    return motion.vectors, motion.residuals
 
 
 def vector_tensor(vectors: np.ndarray) -> Tensor:
