@@ -22,10 +22,9 @@ function headSection() {
 
 /** Heads to begin with: the best and the worst of those judged that have a map. */
 function firstHeads(heads) {
-  const known = [];
-  heads.rows.forEach((_, row) => heads.metrics.score[row].forEach((score, head) => { if (score !== null) known.push([
-      score, row, head
-    ]); }));
+  const rows = heads.judged.length ? heads.judged : heads.rows.map((_, row) => row);
+  const known = rows.flatMap(row => heads.metrics.score[row].map((score, head) => [score, row, head]))
+    .filter(([score]) => score !== null);
   known.sort((a, b) => b[0] - a[0]);
   const pick = one => one ? { row: one[1], head: one[2] } : { row: 0, head: 0 };
   return [pick(known[0]), pick(known[known.length - 1])];
@@ -33,12 +32,13 @@ function firstHeads(heads) {
 
 function headGrid(heads) {
   const count = heads.metrics.score[0].length;
-  const grid = el("div", { className: heads.rows.length > 12 ? "heads many" : "heads",
-  role: "grid", "aria-label": "Heads; arrow keys move, Enter chooses" });
+  const className = heads.rows.length > 12 ? "heads many" : "heads";
+  const grid = el("div", { className, role: "grid", "aria-label": "Heads; arrow keys move, Enter chooses" });
   grid.style.setProperty("--heads", count);
   const cells = [];
-  grid.append(el("span", { className: "corner" }, ""), ...Array.from({ length: count }, (_, head) =>
-  el("span", { className: "colhead" }, head % Math.ceil(count / 24) === 0 ? String(head) : "")));
+  const every = Math.ceil(count / 24);
+  const numbers = Array.from({ length: count }, (_, head) => head % every === 0 ? String(head) : "");
+  grid.append(el("span", { className: "corner" }), ...numbers.map(text => el("span", { className: "colhead" }, text)));
   heads.rows.forEach((name, row) => {
     grid.append(el("span", { className: "rowhead" }, name));
     for (let head = 0; head < count; head++) {
