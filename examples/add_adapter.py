@@ -30,7 +30,7 @@ how = GopReading(fuse=2, size=(64, 64), longest=32)
 clips = []
 for sample in batch:
     plan = plan_gops(sample.video, how)
-    clips.append(keyed_clip(list(read_gops(plan, how)), plan, how.fuse, keys=4))
+    clips.append(keyed_clip(list(read_gops(sample.video, how, plan=plan)), plan, how.fuse, keys=4))
 
 host = load_student(student_path("world"))
 model = AdapterModel.create(host, find_adapter("pace"))

@@ -98,8 +98,9 @@ def draw_maps(sample, clip: Clip, ours: MotionPrior, papers: MotionPrior) -> Fig
 
 
 def thing_word(sample, prior: MotionPrior) -> int:
-    """The last word of the first thing that the ground truth says the question names ("disc" of "green disc")."""
-    mention = load_truth(world()).mentions(sample.video.name, sample.question)[0]
+    """The last word of the first thing that the question names, as the ground truth has it ("disc" of "green disc")."""
+    mentions = load_truth(world()).mentions(sample.video.name, sample.question)
+    mention = next(mention for mention in mentions if not mention.moving)
     return max(n for n, word in enumerate(prior.words) if word.start < mention.end and mention.start < word.end)
 
 
@@ -108,7 +109,7 @@ def draw_heads(prior: MotionPrior, layers: int) -> Figure:
     scores = prior.provenance["head_scores"]
     selected = np.reshape(scores["selected"], (layers, -1))
     figure = Figure(figsize=(9.4, 3.3), dpi=110, facecolor="white", layout="constrained")
-    titles = {"dfc": "DFC: on the diagonals", "tcs": "TCS: across frames", "dsr": "DSR: diagonal to the rest", "score": "sum"}
+    titles = {"dfc": "DFC: energy on / off", "tcs": "TCS: frames in a run", "dsr": "DSR: share above mean", "score": "sum"}
     for axes, (name, title) in zip(figure.subplots(1, 4), titles.items(), strict=True):
         values = np.reshape(scores[name], (layers, -1))
         image = axes.imshow(values, cmap="viridis", aspect="auto")

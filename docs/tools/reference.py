@@ -50,7 +50,8 @@ CODE_AND_TEXT = {
     "adapters": (
         "Codec adapters",
         "What an adapter is, and the host with an adapter's tokens in its sequence.",
-        ["vlm_hooks.adapters", "vlm_hooks.adapters.base", "vlm_hooks.adapters.model", "vlm_hooks.streams"],
+        ["vlm_hooks.adapters", "vlm_hooks.adapters.base", "vlm_hooks.adapters.model", "vlm_hooks.adapters.inputs",
+         "vlm_hooks.streams"],
     ),
     "errors": (
         "Errors",
