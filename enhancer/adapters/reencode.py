@@ -21,7 +21,8 @@ LARGEST_DENOMINATOR = 1001  # of frame rates
 @contextmanager
 def reencoded(path: str | os.PathLike, key_interval: int, fps: float | None = None) -> Iterator[Path]:
     """The path of a temporary H.264 file of the same pictures: a key frame every `key_interval` frames, P-frames that
-    refer to the one before, and no others. fps: keep so many frames a second, the first at or after each step; None keeps all.
+    refer to the one before, and no others. fps: keep so many frames a second, the first at or after each step; None
+    keeps all.
 
     The motion in it is this encoder's, whatever the file's own was. Raises ClipError where nothing decodes.
     """
