@@ -11,7 +11,7 @@ from enhancer.benchmarks import Benchmark, published
 from enhancer.console import Console
 from enhancer.table import percent
 
-SHOWN = 5  # errors that are printed; all are in scores.json
+SHOWN = 20  # errors that are printed; all are in scores.json
 
 
 def print_summary(summary: dict, benchmark: Benchmark | None, asking: Any, console: Console) -> None:
