@@ -8,6 +8,7 @@ Nothing here is kept in a file, so nothing of it can be out of date.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,15 +79,15 @@ def keys_page() -> str:
     for job, schema in jobs():
         purpose = (schema.__doc__ or "").strip().splitlines()[0]
         lines += [f"## job: {job}", "", cell(purpose), ""]
-        group = None
+        tables: dict[str, list[KeyHelp]] = {}
         for row in describe(schema):
-            if group_of(row) != group:
-                group = group_of(row)
-                title = group or "the recipe itself"
-                lines += ["", f"### {title} {{ #{job}-{title.replace('.', '-').replace(' ', '-').replace('<name>', 'name')} }}",
-                          "", "| key | default | values | effect |", "|---|---|---|---|"]
-            values = row.limits or row.type
-            lines.append(f"| `{row.path}` | {code(row.default)} | {cell(values)} | {cell(row.help)} |")
+            tables.setdefault(group_of(row), []).append(row)
+        for group, rows in tables.items():
+            anchor = re.sub(r"\W+", "-", f"{job} {group}").strip("-")
+            lines += ["", f"### {cell(group) or 'the recipe itself'} {{ #{anchor} }}", "",
+                      "| key | default | values | effect |", "|---|---|---|---|"]
+            lines += [f"| `{row.path}` | {code(row.default)} | {cell(row.limits or row.type)} | {cell(row.help)} |"
+                      for row in rows]
         lines.append("")
     return "\n".join(lines)
 
