@@ -20,8 +20,9 @@ from enhancer.agreement import MEASURES, GridMap, agreement, mean_interval, on_g
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.extraction import needed_sources, source_contexts
+from enhancer.filling import FillReport, fill_store
 from enhancer.recipe_schema import OWN_SOURCES, WRAPPING, ArmSettings, EnhanceRecipe
-from enhancer.sources import FillReport, SourceContext, SourceSpec, build_spec, fill_store, shared_text
+from enhancer.sources import SourceContext, SourceSpec, build_spec, shared_text
 from enhancer.video.clip import FrameCache
 from enhancer.video.codec.guarded import read_with_energy
 from enhancer.world.text import CAMERA

@@ -18,11 +18,11 @@ from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.evaluation.multiple_choice import evaluate
 from enhancer.evaluation.scores import summarise
+from enhancer.filling import stored_prior
 from enhancer.processes import Process
 from enhancer.recipe_schema import CONTROL, ArmSettings, EnhanceRecipe
 from enhancer.runfolder import read_json, readable_write_errors, write_json, write_lines
 from enhancer.shipped import student_path, torch_device
-from enhancer.sources import stored_prior
 from enhancer.table import BASE
 from enhancer.training import remove_checkpoints, train
 from enhancer.video.clip import FrameCache

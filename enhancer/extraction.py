@@ -14,11 +14,12 @@ from typing import Any
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
+from enhancer.filling import FillReport, fill_store
 from enhancer.processes import Process, Team
 from enhancer.recipe_schema import PLACES_ALONE, EnhanceRecipe, TeacherSettings
 from enhancer.runfolder import RunFolder, report_skipped, write_json
 from enhancer.shipped import teacher_path, torch_device
-from enhancer.sources import FillReport, SourceContext, SourceSpec, build_spec, fill_store
+from enhancer.sources import SourceContext, SourceSpec, build_spec
 from enhancer.video.clip import FrameCache
 from enhancer.video.codec.guarded import motion_reader
 from enhancer.video.guard import clip_reader

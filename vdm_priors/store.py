@@ -2,7 +2,7 @@
 
 Any number of processes may read and write one store: a prior appears whole or not at all, and
 who writes a key twice writes the same content. An interrupted job makes the keys that are not
-`in` the store, or do not `get`, and goes on (enhancer.sources.fill_store). `Claims` keep several
+`in` the store, or do not `get`, and goes on (enhancer.filling.fill_store). `Claims` keep several
 processes from making the same prior.
 """
 

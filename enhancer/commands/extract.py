@@ -10,11 +10,12 @@ from rich.markup import escape
 
 from enhancer.console import Console
 from enhancer.data.samples import Sample
+from enhancer.filling import fill_store
 from enhancer.recipe import build, option
 from enhancer.recipe_files import apply_override
 from enhancer.recipe_schema import TeacherSettings
 from enhancer.shipped import quiet_libraries, teacher_path, torch_device
-from enhancer.sources import SourceContext, build_source, fill_store
+from enhancer.sources import SourceContext, build_source
 from vdm_priors.errors import RecipeError, UserError
 from vdm_priors.fingerprint import fingerprint
 from vdm_priors.prior import MotionPrior

@@ -13,10 +13,11 @@ from typer.testing import CliRunner
 from enhancer.cli import app
 from enhancer.console import Console
 from enhancer.data.samples import load_samples
+from enhancer.filling import fill_store
 from enhancer.pipeline import run_enhance
 from enhancer.jobs import load_recipe
 from enhancer.runfolder import read_json, write_json
-from enhancer.sources import SourceContext, build_source, fill_store
+from enhancer.sources import SourceContext, build_source
 from enhancer.video.clip import Sampling
 from enhancer.world import WorldSettings, load_truth, make_world
 from vdm_priors.grid import TokenGrid
