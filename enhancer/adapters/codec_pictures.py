@@ -20,7 +20,7 @@ GAIN = 4  # prediction errors are mostly a few grey levels
 
 
 def vector_picture(displacement: np.ndarray, valid: np.ndarray, largest: float = LARGEST) -> np.ndarray:
-    """uint8 [h, w, 3] of displacement [r, c, 2] in fractions of the frame: the direction is the hue, how far the colour's
+    """uint8 [h, w, 3] of displacement [r, c, 2] in shares of the frame: the direction is the hue, how far the colour's
     depth; what rests is white, and what is not known black."""
     angle = np.degrees(np.arctan2(displacement[..., 1], displacement[..., 0])) % 360
     depth = np.clip(np.hypot(displacement[..., 0], displacement[..., 1]) / largest, 0, 1)
@@ -39,17 +39,24 @@ def panel(pictures: Sequence[np.ndarray], rows: int, columns: int) -> np.ndarray
     height, width = pictures[0].shape[:2]
     across = [width * (n + 1) // columns - width * n // columns for n in range(columns)]
     down = [height * (n + 1) // rows - height * n // rows for n in range(rows)]
-    return np.concatenate([
-        np.concatenate([cv2.resize(pictures[r * columns + c], (across[c], down[r]), interpolation=cv2.INTER_AREA)
-                        for c in range(columns)], axis=1)
-        for r in range(rows)
-    ])
+    return np.concatenate(
+        [
+            np.concatenate(
+                [
+                    cv2.resize(pictures[r * columns + c], (across[c], down[r]), interpolation=cv2.INTER_AREA)
+                    for c in range(columns)
+                ],
+                axis=1,
+            )
+            for r in range(rows)
+        ]
+    )
 
 
 def codec_clip(gops: Sequence[Gop], plan: GopPlan, pattern: str, panels: tuple[int, int] = (3, 3)) -> Clip:
     """A clip of one picture for each letter of `pattern` (see KINDS), in its order.
 
-    Pictures of a kind are spread evenly over the video by themselves, as in the paper: of "IMIM", both I and both M span
+    Pictures of a kind are spread evenly over the video by themselves, as in the paper: of "IMIM", both I and M span
     it all. A panel shows panels[0] × panels[1] decoded pictures. Each stands at the time of its (first) picture. Raises
     ClipError where vectors or errors are asked for and the video has none.
     """
@@ -67,12 +74,21 @@ def codec_clip(gops: Sequence[Gop], plan: GopPlan, pattern: str, panels: tuple[i
     tiles = spread(pictures, pattern.count("P") * rows * columns)
     made = {
         "I": spread(pictures, pattern.count("I")),
-        "M": [(t, vector_picture(gop.displacement[n], gop.valid[n])) for t, gop, n in spread(steps, pattern.count("M"))],
+        "M": [
+            (t, vector_picture(gop.displacement[n], gop.valid[n])) for t, gop, n in spread(steps, pattern.count("M"))
+        ],
         "R": [(t, error_picture(gop.error[n])) for t, gop, n in spread(steps, pattern.count("R"))],
-        "P": [(tiles[n][0], panel([shown for _, shown in tiles[n : n + rows * columns]], rows, columns))
-              for n in range(0, len(tiles), rows * columns)],
+        "P": [
+            (tiles[n][0], panel([shown for _, shown in tiles[n : n + rows * columns]], rows, columns))
+            for n in range(0, len(tiles), rows * columns)
+        ],
     }
     queues = {kind: iter(values) for kind, values in made.items()}
     chosen = [next(queues[letter]) for letter in pattern]
-    return Clip(plan.index.path, np.stack([shown for _, shown in chosen]), [time for time, _ in chosen],
-                plan.index.duration, notes=list(plan.notes))
+    return Clip(
+        plan.index.path,
+        np.stack([shown for _, shown in chosen]),
+        [time for time, _ in chosen],
+        plan.index.duration,
+        notes=list(plan.notes),
+    )

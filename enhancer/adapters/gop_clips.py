@@ -1,7 +1,7 @@
 """GOPs to the clips that adapters take: which decoded pictures are key frames, and the motion that follows each.
 
-    keyed     CoPE-VideoLM and EMA: the first picture of every GOP, and of its parts where more key frames are wanted
-    anchored  HY-Himmel: K pictures evenly spaced over the video, whatever GOP they are of
+keyed     CoPE-VideoLM and EMA: the first picture of every GOP, and of its parts where more key frames are wanted
+anchored  HY-Himmel: K pictures evenly spaced over the video, whatever GOP they are of
 """
 
 from __future__ import annotations
@@ -47,15 +47,17 @@ def keyed_clip(gops: Sequence[Gop], plan: GopPlan, fuse: int, keys: int = 1, pic
         moments = [_Moment(gop, place) for place in range(gop.steps + 1)]
         starts = np.unique(np.linspace(0, len(moments), keys + 1).round().astype(int))[:-1]
         chosen += [moments[a:b] for a, b in zip(starts, [*starts[1:], len(moments)], strict=True)]
-    ends = [part[-1].gop.end if n + 1 == len(chosen) or chosen[n + 1][0].gop is not part[-1].gop else chosen[n + 1][0].time
-            for n, part in enumerate(chosen)]
+    ends = [
+        part[-1].gop.end if n + 1 == len(chosen) or chosen[n + 1][0].gop is not part[-1].gop else chosen[n + 1][0].time
+        for n, part in enumerate(chosen)
+    ]
     return _clip([part[0] for part in chosen], [part[1:] for part in chosen], ends, plan, fuse, pictures)
 
 
 def anchored_clip(
     gops: Sequence[Gop], plan: GopPlan, fuse: int, anchors: int = 8, steps: int | None = None, pictures: bool = False
 ) -> MotionClip:
-    """`anchors` pictures, the first and the last among them, and all steps between two of them (HY-Himmel, section 3.1).
+    """`anchors` pictures, the first and the last among them, and all steps between two of them (HY-Himmel, 3.1).
 
     Each interval keeps the step that leads to its later anchor; of an interval with more than `steps`, so many evenly
     spaced ones are kept. Pictures are the key frames where there are as many GOPs as anchors; a video of fewer pictures
@@ -77,12 +79,19 @@ def _evenly(moments: list[_Moment], most: int | None) -> list[_Moment]:
 
 
 def _clip(
-    keys: list[_Moment], following: list[list[_Moment]], ends: list[float], plan: GopPlan, fuse: int, pictures: bool,
+    keys: list[_Moment],
+    following: list[list[_Moment]],
+    ends: list[float],
+    plan: GopPlan,
+    fuse: int,
+    pictures: bool,
     notes: Sequence[str] = (),
 ) -> MotionClip:
     if not keys:
         raise ClipError(f"{plan.index.path}: not one picture can be decoded: the file is damaged. Copy it again.")
-    motion = [_motion(part, end, fuse, pictures, keys[0].picture.shape) for part, end in zip(following, ends, strict=True)]
+    motion = [
+        _motion(part, end, fuse, pictures, keys[0].picture.shape) for part, end in zip(following, ends, strict=True)
+    ]
     origins = sorted({moment.gop.origin for part in following for moment in part}) or ["none"]
     return MotionClip(
         np.stack([key.picture for key in keys]),

@@ -58,7 +58,8 @@ class GopReading:
             raise UserError(f"fallback is {self.fallback!r}: choose one of {', '.join(FALLBACKS)}.")
         if self.fuse < 1 or self.longest < 2 * self.fuse or self.gops is not None and self.gops < 1:
             raise UserError(
-                f"fuse ({self.fuse}) and gops ({self.gops}) must be 1 or more, and longest ({self.longest}) twice fuse or more."
+                f"fuse ({self.fuse}) and gops ({self.gops}) must be 1 or more, and longest ({self.longest}) "
+                "twice fuse or more."
             )
         if any(side < CELL or side % CELL for side in self.size):
             raise UserError(f"size {self.size} must be multiples of {CELL} pixels.")
@@ -69,7 +70,7 @@ class Gop:
     """One GOP. number: its place in the file; end: seconds to where its last frame lasts.
 
     times [M + 1] seconds of the key picture and of the steps; pictures uint8 [M + 1, h, w, 3], upright RGB.
-    displacement float32 [M, r, c, 2]: (x, y) that content moved since the step before, in fractions of the frame's width
+    displacement float32 [M, r, c, 2]: (x, y) that content moved since the step before, in shares of the frame's width
     and height, 0 where not `valid` [M, r, c]. error int16 [M, h, w, 3]: picture minus the one before, warped; 0 where
     not valid. origin: native, reencoded or mestimate; none where there is no motion at all.
     """
@@ -112,7 +113,9 @@ def plan_gops(path: str | os.PathLike, how: GopReading = GopReading()) -> GopPla
     numbers = tuple(np.unique(np.linspace(0, total - 1, budget).round().astype(int)).tolist())
     notes = list(index.notes)
     if len(numbers) < total:
-        notes.append(f"{len(numbers)} of its {total} groups of pictures are read, evenly spaced: the budget is {how.gops}")
+        notes.append(
+            f"{len(numbers)} of its {total} groups of pictures are read, evenly spaced: the budget is {how.gops}"
+        )
     if total == 1:
         notes.append("it is one group of pictures, with a key frame at its beginning only")
     if all(segment.stop - segment.first == 1 for segment in index.segments):
@@ -120,19 +123,22 @@ def plan_gops(path: str | os.PathLike, how: GopReading = GopReading()) -> GopPla
     elif index.lacks_vectors:
         if how.fallback == "refuse":
             raise ClipError(
-                f"{index.path}: the decoder of its codec ({index.codec}) exports no motion vectors, or not those of its "
-                "B-frames. Re-encode it as H.264, or set the fallback to reencode, whose vectors are labelled as made here."
+                f"{index.path}: the decoder of its codec ({index.codec}) exports no motion vectors, or not those of "
+                "its B-frames. Re-encode it as H.264, or set the fallback to reencode, whose vectors are labelled."
             )
         notes.append(f"the decoder of {index.codec} exports no motion vectors: they are made here ({how.fallback})")
     return GopPlan(index, numbers, tuple(notes))
 
 
 def read_gops(
-    path: str | os.PathLike, how: GopReading = GopReading(), progress: Progress | None = None, plan: GopPlan | None = None
+    path: str | os.PathLike,
+    how: GopReading = GopReading(),
+    progress: Progress | None = None,
+    plan: GopPlan | None = None,
 ) -> Iterator[Gop]:
     """The file's GOPs, in order, one at a time. progress(done, total, text) is called after each.
 
-    Frames between the last step and the next key frame are left out, as in the paper (30 of 240 frames); a GOP too short
+    Frames between the last step and the next key frame are left out, as in the paper (29 of 240); a GOP too short
     for one step has its last frame as its only one. GOPs of which nothing decodes are left out. Raises as `plan_gops`.
     """
     plan = plan or plan_gops(path, how)
@@ -199,9 +205,11 @@ def _gop(index: StreamIndex, number: int, frames: list[DecodedFrame], before: in
     rows = [row_of[id(frame)] for frame in pictures]
     shown = np.stack([_upright(frame, how.size) for frame in pictures])
     displacement, valid = _motion(field, rows, how)
-    error = np.stack([np.zeros(0, np.int16)] if not len(valid) else [
-        prediction_error(shown[n], shown[n + 1], displacement[n], valid[n]) for n in range(len(valid))
-    ]).reshape(-1, *how.size, 3)
+    error = np.stack(
+        [np.zeros(0, np.int16)]
+        if not len(valid)
+        else [prediction_error(shown[n], shown[n + 1], displacement[n], valid[n]) for n in range(len(valid))]
+    ).reshape(-1, *how.size, 3)
     late = before / float(index.rate) if index.seconds is None else 0.0
     origins = sorted({Origin(origin).name.lower() for origin in field.origin[rows[0] + 1 : rows[-1] + 1]})
     return Gop(
@@ -255,7 +263,7 @@ def _motion(field: MotionField, rows: list[int], how: GopReading) -> tuple[np.nd
 def resampled(
     values: np.ndarray, valid: np.ndarray, row_edges: np.ndarray, column_edges: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cells [R, C, 2] between edges in the normalised frame as equal cells [r, c, 2]: means by the area that they share.
+    """Cells [R, C, 2] between edges in the normalised frame as equal cells [r, c, 2]: means by the area they share.
 
     Cells that are not valid take no part; a target cell is valid where valid ones cover half of it or more, else 0.
     """

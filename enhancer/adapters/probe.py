@@ -39,9 +39,12 @@ from vlm_hooks.families import find_family, load_student
 class StockStudent:
     """The vision-language model, as it is."""
 
-    model: str = option("world", "the student: `world` is the small one shipped, else a transformers folder or hub name")
-    dtype: str = option("float32", "number type of the weights; bfloat16 halves memory",
-                        choices=("float32", "bfloat16", "float16"))
+    model: str = option(
+        "world", "the student: `world` is the small one shipped, else a transformers folder or hub name"
+    )
+    dtype: str = option(
+        "float32", "number type of the weights; bfloat16 halves memory", choices=("float32", "bfloat16", "float16")
+    )
 
 
 @dataclass
@@ -49,8 +52,10 @@ class Condition:
     """One way to show a video."""
 
     name: str = option(help="the condition's row in the table", pattern=NAME)
-    pictures: str = option(help="one letter a picture, in their order: " + ", ".join(f"{k} {v}" for k, v in KINDS.items()),
-                           pattern="[IMRP]+")
+    pictures: str = option(
+        help="one letter a picture, in their order: " + ", ".join(f"{k} {v}" for k, v in KINDS.items()),
+        pattern="[IMRP]+",
+    )
     panel: list[int] = option([3, 3], "rows and columns of decoded pictures in a P")
 
 
@@ -62,10 +67,13 @@ class ProbeRecipe:
     name: str = option(help="the run's name; its folder is <output>/<name>", pattern=NAME)
     output: str = option("runs", "folder that holds the run folders")
     seed: int = option(0, "seed of the bootstrap", min=0)
-    device: str = option("auto", "where the model computes: auto takes a GPU if there is one",
-                         pattern="auto|cpu|mps|cuda(:[0-9]+)?")
+    device: str = option(
+        "auto", "where the model computes: auto takes a GPU if there is one", pattern="auto|cpu|mps|cuda(:[0-9]+)?"
+    )
     threads: int = option(1, "CPU threads", min=1, max=1024)
-    world: WorldSettings | None = option(None, "make (or reuse) this synthetic world as the data; null reads existing data")
+    world: WorldSettings | None = option(
+        None, "make (or reuse) this synthetic world as the data; null reads existing data"
+    )
     data: DataSettings = option(DataSettings())
     student: StockStudent = option(StockStudent())
     reading: ReadingSettings = option(ReadingSettings(gops=64))
@@ -75,10 +83,15 @@ class ProbeRecipe:
     def check(self) -> list[str]:
         """Faults between keys, as sentences with the dotted path."""
         names = [condition.name for condition in self.conditions]
-        faults = [f"conditions.{n}: the name is used {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1]
+        faults = [
+            f"conditions.{n}: the name is used {names.count(n)} times" for n in sorted(set(names)) if names.count(n) > 1
+        ]
         faults += [] if names else ["conditions: at least one is needed, e.g. `- {name: frames, pictures: IIIIIIII}`"]
-        faults += [f"conditions.{c.name}.panel: must be rows and columns, 1 or more, not {c.panel}" for c in self.conditions
-                   if len(c.panel) != 2 or min(c.panel) < 1]
+        faults += [
+            f"conditions.{c.name}.panel: must be rows and columns, 1 or more, not {c.panel}"
+            for c in self.conditions
+            if len(c.panel) != 2 or min(c.panel) < 1
+        ]
         if self.world is None and self.data.root is None:
             faults.append("data.root: required unless `world` is given")
         return faults + (self.world.check() if self.world is not None else []) + self.reading.check()
@@ -93,30 +106,41 @@ class ConditionClips:
 
     def get(self, video: Any, _sampling: Any) -> Clip:
         plan = plan_gops(video, self._reading)
-        clip = codec_clip(list(read_gops(video, self._reading, plan=plan)), plan, self._condition.pictures,
-                          tuple(self._condition.panel))
+        clip = codec_clip(
+            list(read_gops(video, self._reading, plan=plan)),
+            plan,
+            self._condition.pictures,
+            tuple(self._condition.panel),
+        )
         clip.frames = np.repeat(clip.frames, self._repeats, axis=0)
         clip.times = [time for time in clip.times for _ in range(self._repeats)]
         return clip
 
 
 def run(recipe: ProbeRecipe, console: Console, fresh: bool = False) -> Path:
-    """Answers per condition in <run folder>/<condition>.jsonl, and table.json; a finished condition is not asked again."""
+    """Answers per condition in <run folder>/<condition>.jsonl, and table.json; a finished one is not asked again."""
     torch.set_num_threads(recipe.threads)
     folder = RunFolder.open(Path(recipe.output) / recipe.name, recipe, fresh=fresh)
     status = "failed"
     try:
         questions = _questions(recipe, console)
-        student = load_student(student_path(recipe.student.model), getattr(torch, recipe.student.dtype),
-                               torch_device(recipe.device))
+        student = load_student(
+            student_path(recipe.student.model), getattr(torch, recipe.student.dtype), torch_device(recipe.device)
+        )
         for condition in recipe.conditions:
             answers = folder.folder / f"{condition.name}.jsonl"
             if answers.is_file():
                 continue
             clips = ConditionClips(condition, recipe.reading.gop_reading(), student.frames_per_token())
             with folder.step(condition.name), console.bar(condition.name, unit="question") as bar:
-                rows = evaluate(student, questions, frame_cache=clips, batch_size=recipe.evaluate.batch_size,
-                                protocol=recipe.evaluate.protocol, progress=bar)
+                rows = evaluate(
+                    student,
+                    questions,
+                    frame_cache=clips,
+                    batch_size=recipe.evaluate.batch_size,
+                    protocol=recipe.evaluate.protocol,
+                    progress=bar,
+                )
             write_lines(answers, rows)
         write_json(folder.folder / "table.json", _table(recipe, folder.folder))
         _show(folder.folder, console)
@@ -140,13 +164,15 @@ def _questions(recipe: ProbeRecipe, console: Console) -> list[Sample]:
 
 
 def _table(recipe: ProbeRecipe, folder: Path) -> list[dict]:
-    """One row a condition: its pictures, accuracy by question type and overall, and the first condition's paired lead."""
+    """One row a condition: its pictures, accuracy by question type and overall, and its lead over the first, paired."""
     answers = {condition.name: read_lines(folder / f"{condition.name}.jsonl") for condition in recipe.conditions}
     first = recipe.conditions[0].name
     rows = []
     for condition in recipe.conditions:
         summary = summarise(answers[condition.name])
-        against = paired_difference(answers[condition.name], answers[first], recipe.seed) if condition.name != first else None
+        against = (
+            paired_difference(answers[condition.name], answers[first], recipe.seed) if condition.name != first else None
+        )
         rows.append({"condition": condition.name, "pictures": condition.pictures, **summary, "against_first": against})
     return rows
 
@@ -159,8 +185,10 @@ def _show(folder: Path, console: Console) -> None:
     for row in rows:
         overall, against = row["overall"], row["against_first"]
         table.add_row(
-            row["condition"], *(f"{100 * kind['accuracy']:.0f}" for kind in row["types"].values()),
-            f"{100 * overall['accuracy']:.1f}", f"{100 * overall['low']:.0f} to {100 * overall['high']:.0f}",
+            row["condition"],
+            *(f"{100 * kind['accuracy']:.0f}" for kind in row["types"].values()),
+            f"{100 * overall['accuracy']:.1f}",
+            f"{100 * overall['low']:.0f} to {100 * overall['high']:.0f}",
             "" if against is None else f"{100 * against['difference']:+.1f} (p {against['p']:.2g})",
         )
     console.print(table)
@@ -183,8 +211,11 @@ def validate(recipe: ProbeRecipe, console: Console) -> bool:
     for fault in faults:
         console.print(f"✗ {fault}", style="red", markup=False)
     if not faults:
-        console.print(f"✓ {questions} questions under {len(recipe.conditions)} conditions can be asked", style="green",
-                      markup=False)
+        console.print(
+            f"✓ {questions} questions under {len(recipe.conditions)} conditions can be asked",
+            style="green",
+            markup=False,
+        )
     return not faults
 
 

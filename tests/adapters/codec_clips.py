@@ -9,7 +9,9 @@ import numpy as np
 from vlm_hooks.adapters.inputs import Motion, MotionClip
 
 
-def motion_clip(steps: Sequence[int], seed: int = 0, size: tuple[int, int] = (32, 32), unknown: float = 0.2) -> MotionClip:
+def motion_clip(
+    steps: Sequence[int], seed: int = 0, size: tuple[int, int] = (32, 32), unknown: float = 0.2
+) -> MotionClip:
     """A key frame for each entry of `steps`, a second apart, and so many moments after it."""
     rng = np.random.default_rng(seed)
     height, width = size

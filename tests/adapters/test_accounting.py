@@ -21,9 +21,19 @@ from vlm_hooks.adapters.model import AdapterModel, host_shape
 
 def gops(count: int, steps: int = 7, seconds: float = 8.0) -> list[Gop]:
     """So many GOPs of the paper's: a key picture and 7 steps in 8 seconds, of 16 × 16 pixels."""
-    return [Gop(n, n * seconds + np.arange(steps + 1) * seconds / (steps + 1), (n + 1) * seconds,
-                np.zeros((steps + 1, 16, 16, 3), np.uint8), np.zeros((steps, 2, 2, 2), np.float32),
-                np.ones((steps, 2, 2), bool), np.zeros((steps, 16, 16, 3), np.int16), "native") for n in range(count)]
+    return [
+        Gop(
+            n,
+            n * seconds + np.arange(steps + 1) * seconds / (steps + 1),
+            (n + 1) * seconds,
+            np.zeros((steps + 1, 16, 16, 3), np.uint8),
+            np.zeros((steps, 2, 2, 2), np.float32),
+            np.ones((steps, 2, 2), bool),
+            np.zeros((steps, 16, 16, 3), np.int16),
+            "native",
+        )
+        for n in range(count)
+    ]
 
 
 def tokens_of(adapter, clip, frame: tuple[int, int]) -> int:
@@ -79,10 +89,18 @@ def test_the_sequence_has_as_many_visual_tokens_as_the_plan_says(family):
 def test_recipes_are_whole_and_the_large_ones_have_the_papers_sizes(name):
     recipe = load_recipe(f"adapters/{name}").recipe
     config = recipe.config()
-    assert [stage.objective for stage in recipe.stages] == [{"cope": "pretraining", "himmel": "alignment"}[recipe.adapter],
-                                                            "answer"]
+    assert [stage.objective for stage in recipe.stages] == [
+        {"cope": "pretraining", "himmel": "alignment"}[recipe.adapter],
+        "answer",
+    ]
     if name == "cope/llava_onevision_7b":
-        assert (config.tokens, config.layers, config.heads, recipe.reading.fuse, recipe.reading.key_interval) == (8, 4, 9, 30, 240)
+        assert (config.tokens, config.layers, config.heads, recipe.reading.fuse, recipe.reading.key_interval) == (
+            8,
+            4,
+            9,
+            30,
+            240,
+        )
     if name == "himmel/qwen2_5_vl_7b":
         lora = recipe.stages[1].training.lora
         assert (config.anchors, config.tokens, lora.rank, lora.alpha, len(lora.targets)) == (8, 64, 32, 64, 7)

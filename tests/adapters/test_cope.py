@@ -50,8 +50,13 @@ def test_placeholders_become_the_delta_tokens_of_their_own_clip(model):
     clips = [motion_clip([2, 1], seed=1), motion_clip([0, 1], seed=2)]
     inputs = batch(model, clips).inputs
     seen = []
-    handle = model.host.get_decoder().layers[0].register_forward_pre_hook(
-        lambda _module, args, named: seen.append(args[0] if args else named["hidden_states"]), with_kwargs=True)
+    handle = (
+        model.host.get_decoder()
+        .layers[0]
+        .register_forward_pre_hook(
+            lambda _module, args, named: seen.append(args[0] if args else named["hidden_states"]), with_kwargs=True
+        )
+    )
     with torch.no_grad():
         own, _ = model._split(dict(inputs))
         tokens = model.visual_tokens(**own)
@@ -82,14 +87,17 @@ def test_motion_reaches_the_answer_and_its_gradient_the_encoder(model):
     clip = motion_clip([2], seed=4)
     inputs = batch(model, [clip]).inputs
     still = model.adapter.without_motion(inputs)
-    assert not still["cope_vectors"][..., :2].any() and torch.equal(still["cope_vectors"][..., 2], inputs["cope_vectors"][..., 2])
+    assert not still["cope_vectors"][..., :2].any() and torch.equal(
+        still["cope_vectors"][..., 2], inputs["cope_vectors"][..., 2]
+    )
     output = model(**inputs)
     assert (output.logits[:, -1] - model(**still).logits[:, -1]).abs().max() > 1e-5
     output.logits[:, -1].square().sum().backward()
     assert all(p.grad is not None for p in model.adapter.parameters())
     model.zero_grad()
-    assert sorted(p.numel() for part in model.adapter.parts().values() for p in part) == \
-        sorted(p.numel() for p in model.adapter.parameters())
+    assert sorted(p.numel() for part in model.adapter.parts().values() for p in part) == sorted(
+        p.numel() for p in model.adapter.parameters()
+    )
 
 
 def test_vectors_by_the_clips_own_largest():
@@ -107,8 +115,10 @@ def test_pretraining_compares_each_p_frame_with_its_own_picture(model):
     result = objective(**batch)
     squares = []
     for clip in clips:
-        every = [np.concatenate([key[None], motion.pictures if motion.pictures is not None else key[None][:0]])
-                 for key, motion in zip(clip.frames, clip.motion, strict=True)]
+        every = [
+            np.concatenate([key[None], motion.pictures if motion.pictures is not None else key[None][:0]])
+            for key, motion in zip(clip.frames, clip.motion, strict=True)
+        ]
         shown = copy.copy(clip)
         shown.frames, shown.times = np.concatenate(every), list(range(len(np.concatenate(every))))
         with torch.no_grad():

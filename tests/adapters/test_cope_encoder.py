@@ -66,8 +66,11 @@ def test_patches_are_the_cells_of_16_pixels():
     assert (rows, columns) == (2, 3)
     for row in range(2):
         for column in range(3):
-            inside = [cells[0, r, c] if r < 3 and c < 5 else torch.zeros(3)
-                      for r in (2 * row, 2 * row + 1) for c in (2 * column, 2 * column + 1)]
+            inside = [
+                cells[0, r, c] if r < 3 and c < 5 else torch.zeros(3)
+                for r in (2 * row, 2 * row + 1)
+                for c in (2 * column, 2 * column + 1)
+            ]
             torch.testing.assert_close(patches[0, row * 3 + column], torch.cat(inside))
 
 
@@ -141,4 +144,6 @@ def test_retrieval_ranks_as_loops_do():
         rank = sorted(cosines, key=cosines.get, reverse=True).index(t)
         assert [bool(found[k][t - 1]) for k in (1, 2, 5)] == [rank < 1, rank < 2, rank < 5]
     assert all(hit.all() for hit in next_frame_recall(frames[1:], frames, torch.arange(1, 6)).values())
-    assert not next_frame_recall(torch.ones(2, 4), torch.ones(3, 4), torch.arange(1, 3))[1].any()  # all alike: nothing is found
+    assert not next_frame_recall(torch.ones(2, 4), torch.ones(3, 4), torch.arange(1, 3))[
+        1
+    ].any()  # all alike: nothing is found

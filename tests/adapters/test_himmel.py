@@ -37,8 +37,9 @@ def test_intervals_stand_after_their_anchors(model):
     assert segments[1].grid.spans.tolist() == [[0, 1]]
 
 
-@pytest.mark.parametrize("placement, order", [("prefix", [True, True, False, False, False]),
-                                              ("suffix", [False, False, False, True, True])])
+@pytest.mark.parametrize(
+    "placement, order", [("prefix", [True, True, False, False, False]), ("suffix", [False, False, False, True, True])]
+)
 def test_intervals_stand_together_in_the_other_placements(model, placement, order):
     adapter, clip = Adapter(HimmelConfig(**SMALL, placement=placement), model.adapter.host), motion_clip([1, 1, 1])
     segments = adapter.plan(clip, (3, 2, 2))

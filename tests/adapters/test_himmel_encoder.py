@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vdm_priors.errors import SampleError
 from vlm_hooks.adapters.himmel_alignment import AlignmentHead, MotionAlignment, anchor_difference, two_way_infonce
-from vlm_hooks.adapters.himmel_encoder import STREAMS, StreamFusion, HimmelConfig, TriStreamEncoder
+from vlm_hooks.adapters.himmel_encoder import STREAMS, HimmelConfig, StreamFusion, TriStreamEncoder
 from vlm_hooks.adapters.state_space import MotionSSM, StateSpaceBlock, scan
 
 SMALL = dict(rows=2, columns=3, width=8, ssm_blocks=1, ssm_states=2, trunk_width=4, trunk_blocks=1)
@@ -54,7 +54,10 @@ def test_a_block_is_mambas_recurrence():
         pace = torch.nn.functional.softplus(block.pace(values[step]))
         for i in range(8):
             for s in range(2):
-                state[i, s] = torch.exp(-pace[i] * block.log_rates[i, s].exp()) * state[i, s] + pace[i] * values[step, i] * into[s]
+                state[i, s] = (
+                    torch.exp(-pace[i] * block.log_rates[i, s].exp()) * state[i, s]
+                    + pace[i] * values[step, i] * into[s]
+                )
         read = state @ out_of + block.skip * values[step]
         expected.append(tokens[0, step] + block.leave(read * torch.nn.functional.silu(gate[step])))
         state = state.clone()
@@ -67,7 +70,9 @@ def test_steps_that_are_not_known_do_not_matter():
     alone = ssm(tokens[:1, [0, 1, 3]], torch.ones(1, 3, dtype=torch.bool))
     torch.testing.assert_close(ssm(tokens, known)[:1], alone)
     torch.testing.assert_close(ssm(tokens, known)[1], ssm.nothing)
-    assert (ssm(tokens[:, [1, 0, 3]], torch.ones(2, 3, dtype=torch.bool))[:1] - alone).abs().max() > 1e-4  # order counts
+    assert (
+        ssm(tokens[:, [1, 0, 3]], torch.ones(2, 3, dtype=torch.bool))[:1] - alone
+    ).abs().max() > 1e-4  # order counts
 
 
 @pytest.mark.parametrize("encoder", ["ssm", "conv"])
@@ -90,7 +95,9 @@ def test_every_encoder_and_fusion_learns_and_ignores_padding(encoder, fusion):
     torch.testing.assert_close(reader(**{n: v[1:2] for n, v in inputs.items()})[0], fused[1:2])
 
 
-@pytest.mark.parametrize("streams", [("motion",), ("residual", "motion"), ("motion", "context"), ("residual", "context")])
+@pytest.mark.parametrize(
+    "streams", [("motion",), ("residual", "motion"), ("motion", "context"), ("residual", "context")]
+)
 def test_a_stream_left_out_has_no_weights_and_no_effect(streams):
     reader = TriStreamEncoder(HimmelConfig(**SMALL, streams=list(streams))).eval()
     inputs = maps()
@@ -129,7 +136,10 @@ def test_infonce_is_the_sum_over_the_batch_both_ways():
 
 @pytest.mark.parametrize("objective", ["infonce", "mse", "both"])
 def test_stage_1_is_least_where_motion_says_the_difference(objective):
-    align, head = MotionAlignment(HimmelConfig(**SMALL, streams=["motion"], alignment=objective), 8), torch.nn.Identity()
+    align, head = (
+        MotionAlignment(HimmelConfig(**SMALL, streams=["motion"], alignment=objective), 8),
+        torch.nn.Identity(),
+    )
     align.branches["motion"].layers = head
     before, after = torch.randn(4, 6, 8), torch.randn(4, 6, 8)
     target = anchor_difference(before, after)

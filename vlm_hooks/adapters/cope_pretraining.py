@@ -38,7 +38,9 @@ class DeltaPretraining(nn.Module):
         super().__init__()
         width = config.width
         self.motion_tokens, self.width = config.motion_tokens, width
-        self.frame_in, self.motion_in = (nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width)) for _ in range(2))
+        self.frame_in, self.motion_in = (
+            nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width)) for _ in range(2)
+        )
         self.residual_in = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
         self.reference = Transformer(width, config.layers, config.heads)
         self.warped = Transformer(width, config.layers, config.heads)
@@ -56,10 +58,8 @@ class DeltaPretraining(nn.Module):
         frame = self.warped(torch.cat([frame, self.residual_in(residual)], dim=1))[:, : rows * columns]
         return before_nhwd + self.out(frame).view_as(before_nhwd)
 
-    def forward(
-        self, before_nhwd: Tensor, delta_nkd: Tensor, target_nhwd: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """X̂_P [N, H, W, D], and "loss": Eq. 12, with the mean over D beside that over tokens; "of_copying": the loss as a
+    def forward(self, before_nhwd: Tensor, delta_nkd: Tensor, target_nhwd: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """X̂_P [N, H, W, D], and "loss": Eq. 12, with the mean over D too; "of_copying": the loss as a
         share of what the frame before would have, 1 before training."""
         predicted = self.predict(before_nhwd, delta_nkd)
         loss = F.mse_loss(predicted, target_nhwd)
@@ -72,10 +72,10 @@ def next_frame_recall(
 ) -> dict[int, Tensor]:
     """Section G.6's next-frame retrieval in one video: for each k of `most`, [N] bool: found among the first k.
 
-    frames [F, …]: tokens of all frames; at [N]: frames that are looked for; queries [N, …]: what is thought to follow the
-    frame before each (that frame itself is the baseline). Candidates are all frames but the one before; they are compared
-    by the cosine of all their tokens in one vector, where things are being part of it (the paper does not say how). Ties
-    count against.
+    frames [F, …]: tokens of all frames; at [N]: frames that are looked for; queries [N, …]: what is thought to follow
+    the frame before each (that frame itself is the baseline). Candidates are all frames but the one before; they are
+    compared by the cosine of all their tokens in one vector, where things are being part of it (the paper does not say
+    how). Ties count against.
     """
     vectors = F.normalize(frames.flatten(1).float(), dim=1)
     similarity = F.normalize(queries.flatten(1).float(), dim=1) @ vectors.T
@@ -113,7 +113,9 @@ class Pretraining(base.Objective):
         with torch.no_grad():
             frames = [clip.tokens for clip in self.model.frame_tokens(pixels)]
         at = [moving[: len(own)].nonzero()[:, 0] for own, moving in zip(frames, cope_moving, strict=True)]
-        before, target = (torch.cat([own[places - back] for own, places in zip(frames, at, strict=True)]) for back in (1, 0))
+        before, target = (
+            torch.cat([own[places - back] for own, places in zip(frames, at, strict=True)]) for back in (1, 0)
+        )
         delta = self.model.adapter.delta(cope_vectors[cope_known], cope_errors[cope_known])
         predicted, losses = self.head(before, delta, target)
         return losses | _retrieval(frames, at, predicted.detach())
@@ -122,10 +124,16 @@ class Pretraining(base.Objective):
 def _all_pictures(clip: Any) -> Any:
     """The clip with its P-frames' pictures among its key frames, in the order of time."""
     every = copy.copy(clip)
-    pictures = [part for key, motion in zip(clip.frames, clip.motion, strict=True)
-                for part in (key[None], motion.pictures) if part is not None]
+    pictures = [
+        part
+        for key, motion in zip(clip.frames, clip.motion, strict=True)
+        for part in (key[None], motion.pictures)
+        if part is not None
+    ]
     every.frames = np.concatenate(pictures)
-    every.times = [t for key, motion in zip(clip.times, clip.motion, strict=True) for t in (key, *motion.times.tolist())]
+    every.times = [
+        t for key, motion in zip(clip.times, clip.motion, strict=True) for t in (key, *motion.times.tolist())
+    ]
     return every
 
 

@@ -63,15 +63,15 @@ class Adapter(base.Adapter):
         return [part for pair in zip(segments, [*motion, None], strict=True) for part in pair if part is not None]
 
     def inputs(self, clips: Sequence[MotionClip]) -> dict[str, Tensor]:
-        """himmel_vectors [B, J, L, R, C, 3] (right and down as shares of `largest`, valid), himmel_errors [B, J, L, 3, H, W]
-        float16 in −1..1, himmel_context [B, J, 3, h, h] in −1..1; himmel_steps [B, J, L] and himmel_intervals [B, J] bool:
-        those that there are."""
+        """himmel_vectors [B, J, L, R, C, 3] (right and down as shares of `largest`, valid), himmel_errors
+        [B, J, L, 3, H, W] float16 in −1..1, himmel_context [B, J, 3, h, h] in −1..1; himmel_steps [B, J, L] and
+        himmel_intervals [B, J] bool: those that there are."""
         most = max(1, *(min(len(motion.times), self.config.steps) for clip in clips for motion in clip.motion))
         tensors = [padded(parts) for parts in zip(*(self._intervals(clip, most) for clip in clips), strict=True)]
         return dict(zip(self.INPUTS, [*(values for values, _ in tensors), tensors[0][1]], strict=True))
 
     def _intervals(self, clip: MotionClip, most: int) -> tuple[Tensor, ...]:
-        """Vectors, errors, context and known steps of a clip's intervals. The last anchor, which none follows, has none."""
+        """Vectors, errors, context and known steps of a clip's intervals. The last anchor has none."""
         steps = zip(*(self._steps(*steps_of(clip, motion), most) for motion in clip.motion), strict=True)
         vectors, errors, known = (torch.stack(part)[:-1] for part in steps)
         return vectors, errors, self._context(clip.frames)[:-1], known
@@ -97,7 +97,11 @@ class Adapter(base.Adapter):
         return {**inputs, "himmel_vectors": still, "himmel_errors": torch.zeros_like(inputs["himmel_errors"])}
 
     def encode(
-        self, himmel_vectors: Tensor, himmel_errors: Tensor, himmel_context: Tensor, himmel_steps: Tensor,
+        self,
+        himmel_vectors: Tensor,
+        himmel_errors: Tensor,
+        himmel_context: Tensor,
+        himmel_steps: Tensor,
         himmel_intervals: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """`TriStreamEncoder.forward` of all intervals of the batch, clip by clip."""

@@ -62,8 +62,10 @@ class MotionAlignment(nn.Module):
         """fused and each of hidden [N, P, E] -> "loss", "fused", "branches", and "recall": the share of intervals whose
         own target is nearest. Raises SampleError for less than two intervals: there is nothing to tell them from."""
         if len(target_nd) < 2:
-            raise SampleError("HY-Himmel's first stage needs two intervals a batch or more: raise training.batch_size, or "
-                              "reading.anchors.")
+            raise SampleError(
+                "HY-Himmel's first stage needs two intervals a batch or more: raise training.batch_size, or "
+                "reading.anchors."
+            )
         projected = head(fused.mean(1))
         own = self._loss(projected, target_nd)
         branches = [self._loss(self.branches[s](value.mean(1)), target_nd) for s, value in hidden.items()]

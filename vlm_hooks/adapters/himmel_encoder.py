@@ -33,36 +33,60 @@ class HimmelConfig(base.AdapterConfig):
     anchors: int = setting(8, "K: pictures that the host's tower encodes, evenly spaced over the clip", min=2)
     rows: int = setting(8, "rows of an interval's motion tokens; 8 × 8 are the paper's 64", min=1)
     columns: int = setting(8, "columns of them; 2 × 4 to 16 × 16 are the ablation's 8 to 256", min=1)
-    steps: int = setting(16, "maps of an interval at most, evenly spaced (the paper says all frames, and not how many are read)",
-                         min=1)
-    streams: list[str] = setting(list(STREAMS), "motion, residual, context: those used (Table 1). Of one left out, the gate that "
-                                                "would weigh it is left out too")
-    placement: str = setting("anchor", "where motion tokens stand: after each anchor (the paper), before all anchors, or behind "
-                                       "them (section O.2)", choices=("anchor", "prefix", "suffix"))
-    encoder: str = setting("ssm", "ssm: MotionSSM over an interval's steps (the default); conv: their mean. Table 6 lists one "
-                                  "MotionSSM beside three ResNet-18 branches: its blocks are shared by the streams, the "
-                                  "convolutions are not", choices=("ssm", "conv"))
-    fusion: str = setting("gated", "gated: Eqs. 3 and 4; of section I.6: mlp, weighted (one learnt weight a stream), concat (one "
-                                   "linear layer)", choices=("gated", "mlp", "weighted", "concat"))
+    steps: int = setting(
+        16, "maps of an interval at most, evenly spaced (the paper says all frames, and not how many are read)", min=1
+    )
+    streams: list[str] = setting(
+        list(STREAMS),
+        "motion, residual, context: those used (Table 1). Of one left out, the gate that "
+        "would weigh it is left out too",
+    )
+    placement: str = setting(
+        "anchor",
+        "where motion tokens stand: after each anchor (the paper), before all anchors, or behind them (section O.2)",
+        choices=("anchor", "prefix", "suffix"),
+    )
+    encoder: str = setting(
+        "ssm",
+        "ssm: MotionSSM over an interval's steps (the default); conv: their mean. Table 6 lists one "
+        "MotionSSM beside three ResNet-18 branches: its blocks are shared by the streams, the "
+        "convolutions are not",
+        choices=("ssm", "conv"),
+    )
+    fusion: str = setting(
+        "gated",
+        "gated: Eqs. 3 and 4; of section I.6: mlp, weighted (one learnt weight a stream), concat (one linear layer)",
+        choices=("gated", "mlp", "weighted", "concat"),
+    )
     width: int = setting(512, "E: width of the hidden states (not said; 512 is what ResNet-18 gives)", min=4)
     ssm_blocks: int = setting(4, "state-space blocks (not said)", min=1)
     ssm_states: int = setting(16, "states of each inner feature (not said; Mamba's)", min=1)
     trunk_width: int = setting(64, "channels of a branch's first stage; 64 is ResNet-18", min=1)
     trunk_blocks: int = setting(2, "its blocks a stage; 2 is ResNet-18", min=1)
-    context: int = setting(112, "height and width that an anchor is scaled to for the context stream (\"a lower spatial "
-                                "resolution\")", min=8)
-    largest: float = setting(0.25, "the share of the frame, moved in a step, that counts as 1; more is cut off (not said)", min=1e-6)
+    context: int = setting(
+        112, 'height and width that an anchor is scaled to for the context stream ("a lower spatial resolution")', min=8
+    )
+    largest: float = setting(
+        0.25, "the share of the frame, moved in a step, that counts as 1; more is cut off (not said)", min=1e-6
+    )
 
-    alignment: str = setting("infonce", "Stage 1's loss: infonce (with the cosine term), mse, or both (appendix Q)",
-                             choices=("infonce", "mse", "both"))
+    alignment: str = setting(
+        "infonce",
+        "Stage 1's loss: infonce (with the cosine term), mse, or both (appendix Q)",
+        choices=("infonce", "mse", "both"),
+    )
     cosine_weight: float = setting(0.5, "of infonce: weight of 1 - cosine (Eq. 7; its value is not said)", min=0)
-    branch_weight: float = setting(0.5, "weight of the mean loss of the streams' own heads (section 3.3; not said)", min=0)
+    branch_weight: float = setting(
+        0.5, "weight of the mean loss of the streams' own heads (section 3.3; not said)", min=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = sorted(set(self.streams) - set(STREAMS))
         if unknown or not set(self.streams) & {"motion", "residual"}:
-            raise UserError(f"streams ({', '.join(self.streams)}) may have {', '.join(STREAMS)}, and needs motion or residual")
+            raise UserError(
+                f"streams ({', '.join(self.streams)}) may have {', '.join(STREAMS)}, and needs motion or residual"
+            )
         if self.width % 4:
             raise UserError(f"width must be a multiple of 4, not {self.width}")
         self.streams = [stream for stream in STREAMS if stream in self.streams]
@@ -99,7 +123,9 @@ class TriStreamEncoder(nn.Module):
         maps = {"motion": vectors.clamp(-1, 1).movedim(-1, 2), "residual": errors, "context": context[:, None]}
         steps = {"context": known.new_ones(len(known), 1)}
         hidden = {
-            stream: self._over_steps(self.trunks[stream](maps[stream], steps.get(stream, known)), steps.get(stream, known))
+            stream: self._over_steps(
+                self.trunks[stream](maps[stream], steps.get(stream, known)), steps.get(stream, known)
+            )
             for stream in self.config.streams
         }
         fused, weights = self.fusion(hidden)
@@ -125,7 +151,11 @@ class _MapReader(nn.Module):
         places = self.out.weight.new_zeros(*known.shape, rows * columns, self.config.width)
         if not known.any():
             return places
-        read = F.adaptive_avg_pool2d(self.trunk(maps[known].to(self.out.weight)), (rows, columns)).flatten(2).transpose(1, 2)
+        read = (
+            F.adaptive_avg_pool2d(self.trunk(maps[known].to(self.out.weight)), (rows, columns))
+            .flatten(2)
+            .transpose(1, 2)
+        )
         read = self.out(read) + sine_positions(rows, columns, self.config.width).to(read)
         return places.masked_scatter(known[..., None, None], read)
 

@@ -28,13 +28,15 @@ def steps_of(clip: MotionClip, motion: Motion) -> tuple[np.ndarray, np.ndarray]:
     if not len(motion.times):  # a picture's blank motion has no size of its own
         return np.zeros((0, height // CELL, width // CELL, 2), np.float32), np.zeros((0, height, width, 3), np.float32)
     if motion.residuals is None:
-        raise SampleError("The clip has motion vectors and no residuals, which this adapter reads: make it with keyed_clip "
-                          "or anchored_clip.")
+        raise SampleError(
+            "The clip has motion vectors and no residuals, which this adapter reads: make it with keyed_clip "
+            "or anchored_clip."
+        )
     return motion.vectors, motion.residuals
 
 
 def vector_tensor(vectors: np.ndarray) -> Tensor:
-    """[M, R, C, 2] with NaN where not known -> float32 [M, R, C, 3]: right and down, 0 where not known, and whether it is."""
+    """[M, R, C, 2] with NaN where not known -> float32 [M, R, C, 3]: right, down (0 there), and whether it is known."""
     known = np.isfinite(vectors).all(-1, keepdims=True)
     return torch.from_numpy(np.concatenate([np.where(known, vectors, 0), known], axis=-1).astype(np.float32))
 
@@ -59,6 +61,6 @@ def padded(tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def frame_inputs(model: Any, clips: Sequence[Any]) -> dict[str, Tensor]:
-    """What an AdapterModel's `frame_tokens` takes: the tower's inputs for the clips' frames, as its adapter shows them."""
+    """What an AdapterModel's `frame_tokens` takes: the tower's inputs for the clips' frames as it shows them."""
     shown = [model.adapter.shown(clip) for clip in clips]
     return {**model.base.frame_inputs(shown), COUNTS: torch.tensor([len(clip.frames) for clip in shown])}

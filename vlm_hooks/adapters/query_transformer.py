@@ -59,8 +59,8 @@ class QueryTransformer(nn.Module):
 def sine_positions(rows: int, columns: int, width: int) -> Tensor:
     """[rows · columns, width] float32: half of the features say the row's middle and half the column's, in the frame.
 
-    Sines and cosines of the place in 0..1 (Vaswani et al., 2017, in two dimensions), so that a grid of another size says
-    the same of the same place. Raises ValueError where width is not a multiple of 4.
+    Sines and cosines of the place in 0..1 (Vaswani et al., 2017, in two dimensions), so that a grid of another size
+    says the same of the same place. Raises ValueError where width is not a multiple of 4.
     """
     if width % 4:
         raise ValueError(f"sine_positions: width must be a multiple of 4, not {width}.")
