@@ -13,7 +13,7 @@ from typing import Any
 from enhancer.data.samples import Problem, Sample
 from enhancer.processes import Process, Team
 from enhancer.sources import MotionSource
-from vdm_priors.errors import StoreError
+from vdm_priors.errors import StoreError, UserError
 from vdm_priors.prior import MotionPrior
 from vdm_priors.store import Claims, PriorStore
 

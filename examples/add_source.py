@@ -15,7 +15,8 @@ import enhancer.sources
 enhancer.sources.__path__.append(str(Path(__file__).parent / "extend" / "sources"))
 
 from enhancer.agreement import agreement, mean_interval, on_grid, words_map  # noqa: E402
-from enhancer.sources import SourceContext, build_source, fill_store, stored_prior  # noqa: E402
+from enhancer.filling import fill_store, stored_prior  # noqa: E402
+from enhancer.sources import SourceContext, build_source  # noqa: E402
 from enhancer.video.clip import Sampling  # noqa: E402
 from enhancer.world.truth import load_truth  # noqa: E402
 from vdm_priors.store import PriorStore  # noqa: E402

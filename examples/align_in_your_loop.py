@@ -9,7 +9,8 @@ import torch
 from clips import samples, world
 
 from enhancer.shipped import quiet_libraries, student_path
-from enhancer.sources import SourceContext, build_source, fill_store, stored_prior
+from enhancer.filling import fill_store, stored_prior
+from enhancer.sources import SourceContext, build_source
 from enhancer.video.clip import Sampling, read_clip
 from enhancer.world.truth import load_truth
 from vdm_priors.store import PriorStore

@@ -21,7 +21,8 @@ from PIL import Image
 
 from enhancer.report.pictures import COLOURS, density, on_frames, top_of_scale
 from enhancer.shipped import quiet_libraries, student_path, teacher_path
-from enhancer.sources import SourceContext, build_source, fill_store, stored_prior
+from enhancer.filling import fill_store, stored_prior
+from enhancer.sources import SourceContext, build_source
 from enhancer.video.clip import Clip, Sampling, read_clip
 from enhancer.video.codec import read_motion
 from enhancer.video.codec.overlay import drawn

@@ -85,7 +85,8 @@ def work(
 
     from enhancer.data.samples import Sample
     from enhancer.processes import Process, Team
-    from enhancer.sources import SourceContext, build_source, fill_store
+    from enhancer.filling import fill_store
+    from enhancer.sources import SourceContext, build_source
     from enhancer.video.clip import Sampling
     from vdm_priors.families import load_teacher
     from vdm_priors.settings import ExtractionSettings

@@ -22,11 +22,8 @@ import pytest
 import torch
 import yaml
 
-from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
 from enhancer.filling import fill_store
-from enhancer.jobs import load_recipe
-from enhancer.pipeline import run_enhance
 from enhancer.processes import Process, Team, ahead
 from enhancer.runfolder import read_json
 from vdm_priors.errors import SampleError, UserError

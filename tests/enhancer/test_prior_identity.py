@@ -12,7 +12,8 @@ from enhancer.arms import StoredPriors
 from enhancer.data.samples import Sample
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
-from enhancer.sources import SourceContext, build_source, fill_store
+from enhancer.filling import fill_store
+from enhancer.sources import SourceContext, build_source
 from enhancer.video.clip import Sampling
 from enhancer.video.footage import Footage
 from tests.enhancer.test_clip import write_video

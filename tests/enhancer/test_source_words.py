@@ -16,7 +16,8 @@ from enhancer.extraction import needed_sources
 from enhancer.parts_of_speech import PARTS, parts_of_speech
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
-from enhancer.sources import SourceContext, SourceSpec, build_source, fill_store
+from enhancer.filling import fill_store
+from enhancer.sources import SourceContext, SourceSpec, build_source
 from enhancer.video.clip import Sampling
 from enhancer.world.sampling import draw_scene
 from enhancer.world.text import TYPES

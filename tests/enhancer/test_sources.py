@@ -22,7 +22,8 @@ from enhancer.preflight_models import check_further_teachers
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import RunFolder
-from enhancer.sources import SourceContext, SourceSpec, build_source, build_spec, fill_store, shared_text, source_names
+from enhancer.filling import fill_store
+from enhancer.sources import SourceContext, SourceSpec, build_source, build_spec, shared_text, source_names
 from enhancer.sources import shuffled
 from enhancer.sources.ensemble import averaged
 from enhancer.sources.shuffled import exchanged, next_in_cycle, rows_by_role

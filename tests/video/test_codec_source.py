@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from enhancer.data.samples import Problem, Sample, load_samples
-from enhancer.sources import SourceContext, build_source, fill_store, source_names
+from enhancer.filling import fill_store
+from enhancer.sources import SourceContext, build_source, source_names
 from enhancer.video.camera import camera_motion
 from enhancer.video.clip import Sampling
 from enhancer.world import WorldSettings, load_truth, make_world
