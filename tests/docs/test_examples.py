@@ -36,6 +36,8 @@ def examples_folder(monkeypatch, tmp_path):
     """As `python examples/x.py` would have it, with a folder for clips of its own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path.parent))  # the tests of this file share the clips
     monkeypatch.syspath_prepend(str(EXAMPLES))
+    for name in HELPERS:  # other tests have modules of these names
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
     before, paths = set(sys.modules), [list(package.__path__) for package in EXTENDED]
     state = torch.get_rng_state()
     yield
