@@ -62,6 +62,12 @@ def _build(schema: type, raw: dict, path: str, problems: list[str]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(schema) if f.init}
     before = len(problems)
     values = {}
+    if hasattr(schema, "of_mode"):  # one name for several keys
+        try:
+            raw = schema.of_mode(raw)
+        except RecipeError as error:
+            problems.append(f"{path.rstrip('.') or 'recipe'}: {error}")
+            raw = {key: value for key, value in raw.items() if key != "mode"}
     for key, value in raw.items():
         dotted = f"{path}{key}"
         if key not in fields:

@@ -32,6 +32,15 @@ def _option(
 FRAME_WEIGHTS = ("span", "token")
 MEMORY_FROM = ("forward", "inversion")
 WORDS = ("all", "content")
+MODES: dict[str, dict[str, Any]] = {  # names for what is asked most; docs/teachers.md says what each costs and gives
+    "paper": {"harvest_at": "denoise", "memory": True, "memory_from": "forward"},
+    "no_guidance": {"harvest_at": "denoise", "guidance": 1.0, "memory": True, "memory_from": "forward"},
+    "kept_keys": {"harvest_at": "denoise", "guidance": 1.0, "memory": True, "memory_from": "inversion"},
+    "no_memory": {"harvest_at": "denoise", "memory": False},
+    "plain": {"harvest_at": "denoise", "guidance": 1.0, "memory": False},
+    "inversion": {"harvest_at": "inversion", "reconstruction": False},
+    "noise": {"harvest_at": "noise", "reconstruction": False},
+}
 # at these, keys are those of before they existed
 LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0, "words": "all",
          "memory_from": "forward"}
@@ -40,6 +49,9 @@ LATER = {"mask": "place", "layers": None, "confidence": "none", "refinements": 0
 @dataclass
 class ExtractionSettings:
     """Defaults are the paper's where it says (METHOD.md, table of open points).
+
+    `mode` is a name for a few of the other keys (MODES): those that stand at their defaults are set, and it is None
+    then, so that settings which do the same are equal. Raises RecipeError if a key beside it says something else.
 
     Some keys decide nothing beside others. `effective` leaves those out, so that they neither
     change a prior's key in a store nor stand in its provenance:
@@ -58,6 +70,12 @@ class ExtractionSettings:
     part of the key: a prior without the figure is not reused where the figure is asked for.
     """
 
+    mode: str | None = _option(
+        None, "a name for several keys below. paper: denoising with guidance and the reference stream; no_guidance; "
+        "kept_keys: no guidance, the reference's keys are the inversion's; no_memory: no reference; plain: neither; "
+        "inversion and noise: harvested there, nothing is denoised. null: the keys as they stand",
+        choices=tuple(MODES),
+    )
     steps: int = _option(
         5, "steps up to noise and down again: more reconstruct the clip better and take proportionally longer (the "
         "paper found 5 nearly as good as 10, and 2 clearly worse)", min=1, max=1000,
@@ -164,6 +182,30 @@ class ExtractionSettings:
     reconstruction: bool = _option(True, "decode the reconstruction and measure its PSNR; false is faster")
     seed: int = _option(0, "seed of the sampled query rows, and of the noise with harvest_at noise", min=0)
 
+    def __post_init__(self) -> None:
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+        for name, value in self.of_mode(given).items():
+            setattr(self, name, value)
+        self.mode = None
+
+    @staticmethod
+    def of_mode(keys: dict[str, Any]) -> dict[str, Any]:
+        """These keys, and in place of `mode` those that it stands for; RecipeError if one says something else."""
+        keys = dict(keys)
+        mode = keys.pop("mode", None)
+        if mode is None:
+            return keys
+        if mode not in tuple(MODES):
+            raise RecipeError(f"mode must be one of {', '.join(MODES)}, not {mode!r}.")
+        stands = MODES[mode]
+        for name, value in stands.items():
+            if keys.get(name, value) != value:
+                raise RecipeError(
+                    f"mode: {mode} stands for {name}: {_yaml(value)}, but beside it is {name}: {_yaml(keys[name])}. "
+                    "Leave one of the two out (mode: null)."
+                )
+        return {**keys, **stands}
+
     @property
     def denoises(self) -> bool:
         """Whether the clip is denoised, for the harvest or for the figure of its reconstruction."""
@@ -177,6 +219,7 @@ class ExtractionSettings:
     def effective(self) -> dict[str, Any]:
         """The settings that decide something beside the others (see above), in JSON types: keys and provenance."""
         used = asdict(self)
+        del used["mode"]  # its keys are there
         used["guidance"] = max(float(self.guidance), 1.0)
         used["layers"] = None if self.layers is None else sorted(set(self.layers))
         inert = [name for name, default in LATER.items() if used[name] == default]
@@ -211,8 +254,12 @@ class ExtractionSettings:
             raise RecipeError(f"Extraction settings: {'; '.join(faults)}. Correct them.")
 
 
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _fault(name: str, value: Any, limits: Any) -> str | None:
-    if limits["choices"] and value not in limits["choices"]:
+    if limits["choices"] and value is not None and value not in limits["choices"]:
         return f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}"
     if limits["pattern"] and isinstance(value, str) and not re.fullmatch(limits["pattern"], value):
         return f"{name} must match {limits['pattern']}, not {value!r}"

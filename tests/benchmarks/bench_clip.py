@@ -1,4 +1,4 @@
-"""Seconds and memory that a clip takes, in each named way of harvesting, with CogVideoX of random weights.
+"""Seconds and memory that a clip takes, in each mode of extraction, with CogVideoX of random weights.
 
     python tests/benchmarks/bench_clip.py                                        (or: make bench)
     python tests/benchmarks/bench_clip.py --size 5b --device cuda --dtype bfloat16
@@ -9,14 +9,13 @@ teacher. Every part of an extraction is in it but the text encoder, whose weight
 encoding by the VAE, 5 steps of inversion, of denoising or of noise probing with their harvest, and choosing heads and
 words.
 
-Ways (docs/teachers.md, "How to ask"): the paper's (guidance and reference stream), without guidance, the same with the
-inversion's keys kept, without memory, without both, at inversion, noise probing. Seconds are the clock's, synchronised,
-the quickest of TURNS after a first one; on a CPU CPU seconds. "other" is what the estimate says for the card (400
+Modes are those of `teacher.extraction.mode` (docs/teachers.md, "How to ask"). Seconds are the clock's, synchronised, the
+quickest of TURNS after a first one; on a CPU CPU seconds. "other" is what the estimate says for the card (400
 TFLOP/s) or a CPU core. Memory is the largest allocation, of the weights too (on a CPU none is printed). --offload: the
 VAE is on the GPU only while it works.
 
-Aims on an H100-class card: the paper's way ≤ 25 s, kept keys ≤ 10 s, at inversion ≤ 5 s, peak ≤ 60 GB, and ≤ 24 GB with
---offload and at inversion. Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}, which are
+Aims on an H100-class card: paper ≤ 25 s, kept_keys ≤ 10 s, inversion ≤ 5 s, peak ≤ 60 GB, and ≤ 24 GB with
+--offload with inversion. Prints JSON lines {"name", "ours", "other", "ratio", "unit", "n", "machine"}, which are
 appended to benchmarks.jsonl as well.
 """
 
@@ -38,20 +37,11 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 from vdm_priors.estimate import CARDS, estimate
 from vdm_priors.extract import extract_priors
 from vdm_priors.families.cogvideox import CogVideoX
-from vdm_priors.settings import ExtractionSettings
+from vdm_priors.settings import MODES, ExtractionSettings
 
 TURNS = 2
 OUT = Path("benchmarks.jsonl")
 QUESTION = "Which way does the small red ball that rolls behind the green box move after it has hit the wall?"
-WAYS = {
-    "the paper's": {},
-    "without guidance": {"guidance": 1.0},
-    "kept keys": {"guidance": 1.0, "memory_from": "inversion"},
-    "without memory": {"memory": False},
-    "without both": {"guidance": 1.0, "memory": False},
-    "at inversion": {"harvest_at": "inversion"},
-    "noise probing": {"harvest_at": "noise"},
-}
 NOISE = {  # scheduler_config.json of CogVideoX-5b
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
     "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0,
@@ -143,7 +133,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--dtype", default="bfloat16" if cuda else "float32",
                         choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--offload", action="store_true")
@@ -152,12 +142,12 @@ def main() -> None:
     teacher = RandomTeacher(given.size, given.device, getattr(torch, given.dtype), given.offload)
     on_gpu = teacher.device.type == "cuda"
     host = torch.cuda.get_device_name(given.device) if on_gpu else f"{os.cpu_count()} cores, 1 thread"
-    for way in given.ways:
-        settings = ExtractionSettings(steps=given.steps, reconstruction=False, **WAYS[way])
+    for mode in given.modes:
+        settings = ExtractionSettings(mode=mode, steps=given.steps, reconstruction=False)
         cost = estimate(teacher, settings, dtype=given.dtype, count_vae=False)
         seconds, memory = measure(teacher, settings, given.turns)
         expected = cost.seconds(CARDS["H100" if on_gpu else "a CPU core"])
-        label = f"{way}, {given.size}, {given.steps} steps, {given.dtype}" + ", offloaded" * given.offload
+        label = f"{mode}, {given.size}, {given.steps} steps, {given.dtype}" + ", offloaded" * given.offload
         print(f"{label}: {seconds:.2f} s a clip, {cost.forwards} forwards, {cost.network_flops:.2g} FLOP, "
               f"{cost.network_flops / seconds / 1e12:.3g} TFLOP/s" + (f", peak {memory:.1f} GB" if on_gpu else ""))
         figures = [("s", seconds, expected)] + [("GB", memory, cost.memory / 2**30)] * on_gpu

@@ -102,6 +102,28 @@ def test_enhance_recipe_checks_between_keys():
         assert expected in str(caught.value)
 
 
+def test_a_mode_given_later_counts_more_than_its_keys_in_the_file(tmp_path):
+    raw = read_raw(find_recipe("quickstart"), ["teacher.extraction.mode=kept_keys"])  # harvest_at: noise in the file
+    extraction = build(EnhanceRecipe, raw).teacher.extraction
+    assert (extraction.harvest_at, extraction.memory_from, extraction.mode) == ("denoise", "inversion", None)
+    assert yaml.safe_load(to_yaml(build(EnhanceRecipe, raw)))["teacher"]["extraction"]["mode"] is None
+    apply_override(raw, "teacher.extraction.reconstruction=true")  # the mode's own key, after it: no contradiction
+    assert build(EnhanceRecipe, raw).teacher.extraction.reconstruction
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["mode=inversion", "reconstruction=true"],
+     "teacher.extraction: mode: inversion stands for reconstruction: false, but beside it is reconstruction: true"),
+    (["mode=quick"], "teacher.extraction: mode must be one of paper, no_guidance"),
+    (["mode=[1]"], "teacher.extraction: mode must be one of paper"),
+])
+def test_a_mode_and_a_key_against_it(overrides, message):
+    raw = read_raw(find_recipe("quickstart"), [f"teacher.extraction.{override}" for override in overrides])
+    with pytest.raises(RecipeError) as error:
+        build(EnhanceRecipe, raw)
+    assert message in str(error.value) and "1 error" in str(error.value)
+
+
 def test_yaml_round_trip():
     recipe = build(EnhanceRecipe, MINIMAL)
     assert build(EnhanceRecipe, yaml.safe_load(to_yaml(recipe))) == recipe

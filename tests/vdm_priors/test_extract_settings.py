@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from tests.vdm_priors.tiny_teacher import random_clip, tiny_teacher
+from vdm_priors.errors import RecipeError
 from vdm_priors.extract import ExtractionSettings, extract_priors
+from vdm_priors.settings import MODES
 
 TEXT = "The red circle's moving left, then stops."
 FAST = ExtractionSettings(steps=2, reconstruction=False)
@@ -97,3 +99,19 @@ def test_options_that_came_later_leave_the_defaults_keys_as_they_were():
     used = ExtractionSettings(mask="band", layers=[0], confidence="both", words="content",
                               memory_from="inversion").effective()
     assert later - {"mask_radius"} <= set(used)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_is_a_name_for_keys(name):
+    named = ExtractionSettings(mode=name, steps=3)
+    assert named == ExtractionSettings(steps=3, **MODES[name])
+    assert "mode" not in named.effective()
+    assert len({str(ExtractionSettings(**keys).effective()) for keys in MODES.values()}) == len(MODES)  # no two are one
+
+
+def test_a_mode_and_a_key_against_it_are_refused():
+    with pytest.raises(RecipeError, match="mode: inversion stands for harvest_at: inversion.*harvest_at: noise"):
+        ExtractionSettings(mode="inversion", harvest_at="noise")
+    with pytest.raises(RecipeError, match="mode must be one of paper"):
+        ExtractionSettings(mode="quick")
+    assert ExtractionSettings(mode="paper", guidance=3.0).guidance == 3.0
