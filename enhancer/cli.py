@@ -136,9 +136,9 @@ def _run(name: str, overrides: list[str] | None, fresh: bool, quiet: bool, until
     loaded = load_recipe(name, overrides or [])
     console = Console(quiet)
     stops = {} if until is None else {"until": until}
-    if loaded.recipe.job not in ("enhance", "compare") and Process.this().count > 1:
-        raise RecipeError(f"{loaded.path}: only recipes of the jobs 'enhance' and 'compare' work in several processes; "
-                          f"start this one without a launcher.")
+    if loaded.recipe.job not in ("enhance", "compare", "adapter") and Process.this().count > 1:
+        raise RecipeError(f"{loaded.path}: only recipes of the jobs 'enhance', 'compare' and 'adapter' work in several "
+                          f"processes; start this one without a launcher.")
     if stops and not isinstance(loaded.recipe, EnhanceRecipe):
         raise RecipeError(f"{loaded.path}: only recipes of the job 'enhance' can stop at '{until}'; use `enhancer run`.")
     try:

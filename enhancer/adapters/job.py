@@ -4,54 +4,68 @@
     <run>/results.json
 
 What is finished is on disk: the same command goes on at the stage that was interrupted (and inside it, from its newest
-checkpoint, where training.save_every keeps any).
+checkpoint, where training.save_every keeps any). Of several processes (torchrun, accelerate launch) the first one keeps
+the run folder, evaluates and speaks; the others train every stage with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import yaml
-
-from enhancer.adapters.schema import ANSWER, AdapterRecipe, ReadingSettings, StageSettings
+from enhancer.adapters.schema import AdapterRecipe
 from enhancer.console import Console
-from enhancer.data.samples import Problem, Sample, load_samples
+from enhancer.data.samples import Sample, load_samples
 from enhancer.jobs import Job
-from enhancer.processes import Process
-from enhancer.recipe import build
-from enhancer.runfolder import RunFolder, readable_write_errors, report_skipped, write_json
+from enhancer.launch import check_launch
+from enhancer.pipeline import data_root
+from enhancer.processes import Process, ended_in_order
+from enhancer.runfolder import RunFolder, readable_write_errors, write_json
 from enhancer.shipped import quiet_libraries, student_path, torch_device
-from enhancer.train_settings import AlignmentSettings
+from enhancer.together import END, Together
 from enhancer.world import make_world
 from enhancer.world.make import finished
 from vdm_priors.errors import UserError
+
+if TYPE_CHECKING:
+    from enhancer.adapters.chain import Chain  # needs torch, which a recipe's check does without
 
 
 def run_adapter(recipe: AdapterRecipe, console: Console, fresh: bool = False) -> Path:
     """Runs a checked recipe; the run folder. Raises UserError for what a user can mend."""
     import torch
 
+    from enhancer.adapters.chain import help_train
+
     torch.set_num_threads(recipe.threads)
     quiet_libraries()
-    if Process.this().count > 1:
-        raise UserError(
-            "job: adapter trains in one process, on one GPU: start it without torchrun or accelerate launch, and "
-            "reach a larger batch with training.accumulate."
-        )
+    process, device = Process.this(), torch_device(recipe.device)
+    for stage in recipe.stages:
+        check_launch(stage.training, device)
+    with ended_in_order(), Together.joined(process, device) as together:
+        if process.rank > 0:
+            return help_train(recipe, process, together)
+        folder = _run(recipe, console, fresh, together)
+        together.call(END)
+        return folder
+
+
+def _run(recipe: AdapterRecipe, console: Console, fresh: bool, together: Together) -> Path:
+    from enhancer.adapters.chain import chains, train_chain
+
     run = RunFolder.open(Path(recipe.output) / recipe.name, recipe, resume=recipe.resume, fresh=fresh)
     status = "failed"
     try:
+        adapter, baseline = chains(recipe)
         console.step("Data")
         with run.step("data"):
-            root = prepared(recipe, console)
-            test = questions(recipe, root)
+            test = questions(recipe, prepared(recipe, console))
         console.step("Stages")
         with run.step("stages"):
-            model = train_chain(run, recipe, root, console)
+            train_chain(run, adapter, console, together)
         console.step("Evaluation")
         with run.step("evaluation"):
-            evaluate_arms(run, recipe, root, test, model, console)
+            evaluate_arms(run, recipe, test, adapter, baseline, console, together)
         show(run, recipe, console)
         status = "finished"
     except KeyboardInterrupt:
@@ -63,11 +77,6 @@ def run_adapter(recipe: AdapterRecipe, console: Console, fresh: bool = False) ->
 
 
 # ---- data ----------------------------------------------------------------------------------------
-
-
-def data_root(recipe: AdapterRecipe) -> Path:
-    """The folder of the data: data.root, or the folder of the recipe's own world."""
-    return Path(recipe.data.root) if recipe.data.root else Path(recipe.output) / "worlds" / recipe.world.digest()[:12]
 
 
 def prepared(recipe: AdapterRecipe, console: Console) -> Path:
@@ -88,143 +97,39 @@ def questions(recipe: AdapterRecipe, root: Path) -> list[Sample]:
     return asked
 
 
-def samples_of(recipe: AdapterRecipe, stage: StageSettings, root: Path) -> tuple[list[Sample], list[Problem]]:
-    """A stage's training samples."""
-    from enhancer.adapters.samples import stage_samples
-
-    file = root / (stage.train or recipe.data.train)
-    return stage_samples(file, root, recipe.data.format, stage.text, recipe.caption_question, recipe.data.limit_train)
-
-
-# ---- training ------------------------------------------------------------------------------------
-
-
-def train_chain(run: RunFolder, recipe: AdapterRecipe, root: Path, console: Console):
-    """The adapter after all stages; finished ones are loaded, not trained again."""
-    from enhancer.adapters.reading import ClipReader
-    from vlm_hooks.adapters import find_adapter
-
-    folders = [run.folder / "stages" / f"{number}-{stage.name}" for number, stage in enumerate(recipe.stages, start=1)]
-    return _chain(
-        run,
-        recipe,
-        recipe.stages,
-        folders,
-        find_adapter(recipe.adapter),
-        recipe.config(),
-        ClipReader(recipe.reading),
-        root,
-        console,
-    )
-
-
-def train_baseline(run: RunFolder, recipe: AdapterRecipe, root: Path, console: Console):
-    """The host on frames alone after the chain's answer stages (without them, if baseline.train is false)."""
-    from enhancer.adapters.reading import ClipReader
-    from vlm_hooks.adapters.te_fusion import Adapter as Frames
-
-    stages = [stage for stage in recipe.stages if stage.objective == ANSWER] if recipe.baseline.train else []
-    plain = AlignmentSettings(weight=0.0)
-    stages = [replace(stage, training=replace(stage.training, rates={}, alignment=plain)) for stage in stages]
-    stages = [stage for stage in stages if any(stage.training.rate(part) for part in ("llm", "merger", "vision"))]
-    folders = [run.folder / "baseline" / f"{number}-{stage.name}" for number, stage in enumerate(stages, start=1)]
-    reader = ClipReader(baseline_reading(recipe))
-    return _chain(run, recipe, stages, folders, Frames, Frames.Config(k=1), reader, root, console)
-
-
-def baseline_reading(recipe: AdapterRecipe) -> ReadingSettings:
-    """Frames alone."""
-    return ReadingSettings(clips="frames", frames=recipe.baseline.frames)
-
-
-def _chain(
-    run: RunFolder,
-    recipe: AdapterRecipe,
-    stages: list[StageSettings],
-    folders: list[Path],
-    kind,
-    config,
-    reader,
-    root: Path,
-    console: Console,
-):
-    import torch
-
-    from enhancer.adapters.stages import is_done, run_stage, stage_summary
-    from vlm_hooks.adapters.model import AdapterModel
-
-    loading = {"dtype": getattr(torch, recipe.dtype), "device": torch_device(recipe.device)}
-    done = [folder for folder in folders if is_done(folder)]
-    torch.manual_seed(recipe.seed)
-    host = student_path(recipe.host)
-    model = (
-        AdapterModel.from_pretrained(host, done[-1] / "model", **loading)
-        if done
-        else AdapterModel.create(host, kind, config, **loading)
-    )
-    for stage, folder in zip(stages, folders, strict=True):
-        if folder in done:
-            console.note(f"{stage.name}: finished before")
-            continue
-        samples, problems = samples_of(recipe, stage, root)
-        with readable_write_errors(run.folder), console.bar(stage.name, unit="step") as bar:
-            problems += run_stage(model, stage, samples, reader, folder, recipe.seed, bar, stored_priors(recipe, stage))
-        report_skipped(run, f"{folder.parent.name}/{folder.name}", problems, console)
-        told = ", ".join(
-            f"{name.replace('_', ' ')} {value:.3g}"
-            for name, value in stage_summary(folder).items()
-            if isinstance(value, float)
-        )
-        console.note(f"{stage.name}: {told}")
-    return model.eval()
-
-
-def stored_priors(recipe: AdapterRecipe, stage: StageSettings):
-    """The priors that a stage is aligned to, by sample; None where it is aligned to none. UserError for another
-    folder."""
-    if not stage.training.alignment.weight:
-        return None
-    from enhancer.arms import StoredPriors
-    from enhancer.recipe_schema import EnhanceRecipe
-
-    run = RunFolder.existing(Path(recipe.priors.run)).folder
-    made_by = build(
-        EnhanceRecipe, yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")), str(run / "recipe.yaml")
-    )
-    return StoredPriors(run, made_by, recipe.priors.source)
-
-
 # ---- evaluation ----------------------------------------------------------------------------------
 
 
 def evaluate_arms(
-    run: RunFolder, recipe: AdapterRecipe, root: Path, test: list[Sample], model, console: Console
+    run: RunFolder,
+    recipe: AdapterRecipe,
+    test: list[Sample],
+    adapter: Chain,
+    baseline: Chain,
+    console: Console,
+    together: Together,
 ) -> None:
     """Asks all arms; the baseline is trained first if it is needed."""
     from enhancer.adapters import arms
-    from enhancer.adapters.reading import ClipReader
-    from vlm_hooks.adapters.model import AdapterModel
-    from vlm_hooks.adapters.te_fusion import Adapter as Frames
+    from enhancer.adapters.chain import train_chain
 
     folder = run.folder / "answers"
     folder.mkdir(exist_ok=True)
 
-    def ask(asked, arm: str, reader) -> None:
+    def ask(chain: Chain, arm: str) -> None:
         with console.bar(arms.TITLES[arm], unit="question") as bar:
-            arms.ask(asked, arm, test, reader, folder, recipe.evaluate, recipe.seed, bar)
+            arms.ask(chain.model, arm, test, chain.reader, folder, recipe.evaluate, recipe.seed, bar)
 
-    reader = ClipReader(recipe.reading)
     for arm in (arms.ADAPTER, arms.STILL, arms.EXCHANGED):
-        ask(model, arm, reader)
-    if recipe.baseline is not None:
-        frames = ClipReader(baseline_reading(recipe))
-        if not (folder / f"{arms.HOST}.json").is_file():
-            stock = AdapterModel.create(
-                student_path(recipe.host), Frames, Frames.Config(k=1), device=torch_device(recipe.device)
-            )
-            ask(stock, arms.HOST, frames)
-        if recipe.baseline.train and not (folder / f"{arms.FRAMES}.json").is_file():
-            ask(train_baseline(run, recipe, root, console), arms.FRAMES, frames)
+        ask(adapter, arm)
+    adapter.model = None  # the baseline's takes its place in memory
+    if recipe.baseline is not None and not (folder / f"{arms.HOST}.json").is_file():
+        baseline.load(0)
+        ask(baseline, arms.HOST)
+        baseline.model = None
+    if baseline.stages and not (folder / f"{arms.FRAMES}.json").is_file():
+        train_chain(run, baseline, console, together)
+        ask(baseline, arms.FRAMES)
 
 
 def show(run: RunFolder, recipe: AdapterRecipe, console: Console) -> None:

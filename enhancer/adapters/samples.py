@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from enhancer.adapters.schema import AdapterRecipe, StageSettings
 from enhancer.data.samples import Problem, Sample, load_samples
 from vdm_priors.errors import SampleError
 
@@ -31,6 +32,12 @@ def captions(path: Path) -> dict[str, str]:
             "answers in a file of its own (stages.<name>.train) and leave `text` out."
         )
     return found
+
+
+def samples_of(recipe: AdapterRecipe, stage: StageSettings, root: Path) -> tuple[list[Sample], list[Problem]]:
+    """A stage's training samples."""
+    file = root / (stage.train or recipe.data.train)
+    return stage_samples(file, root, recipe.data.format, stage.text, recipe.caption_question, recipe.data.limit_train)
 
 
 def stage_samples(

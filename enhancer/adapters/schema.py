@@ -201,6 +201,11 @@ class AdapterRecipe:
                     f"stages.{stage.name}.objective: {self.adapter} has {', '.join((ANSWER, *kind.OBJECTIVES))}, not "
                     f"{stage.objective!r}"
                 )
+            if stage.training.sharded:
+                faults.append(
+                    f"stages.{stage.name}.training: an adapter's stages train whole copies of the model; leave fsdp and "
+                    "deepspeed out. Processes started together (torchrun, accelerate launch) share the samples of a step"
+                )
             if stage.training.alignment.weight and (self.priors is None or stage.objective != ANSWER):
                 faults.append(f"stages.{stage.name}.training.alignment.weight: needs `priors` and the objective answer")
         return faults

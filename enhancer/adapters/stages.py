@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback
@@ -21,6 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from enhancer.adapters.samples import labels_of
 from enhancer.adapters.schema import ANSWER, StageSettings, StageTraining
 from enhancer.data.samples import Problem, Sample
+from enhancer.processes import Process
 from enhancer.runfolder import read_json, write_json
 from enhancer.trainer_arguments import training_arguments
 from enhancer.training import HISTORY, remove_checkpoints, train
@@ -47,7 +49,10 @@ def run_stage(
     progress: Progress | None = None,
     priors: Callable | None = None,
 ) -> list[Problem]:
-    """Trains the model in place and saves it; the samples that were left out. Raises UserError as `train`."""
+    """Trains the model in place and saves it; the samples that were left out.
+
+    Of several processes all must call it: they train the same model, and process 0 writes. Raises UserError as `train`.
+    """
     started = time.monotonic()
     _check_rates(model, stage)
     if stage.objective == ANSWER:
@@ -64,6 +69,8 @@ def run_stage(
         problems, last = result.problems, {"answer_loss": result.history[-1]["ar_loss"]} if result.history else {}
     else:
         problems, last = _train_objective(model, stage, samples, reader, folder, seed, progress)
+    if Process.this().rank > 0:
+        return problems
     model.save_pretrained(folder / "model")
     write_json(
         folder / DONE,
@@ -128,7 +135,7 @@ class _History(TrainerCallback):
         self.last: dict[str, float] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
+        if logs and "loss" in logs and state.is_world_process_zero:
             self.last = {name: float(value) for name, value in logs.items() if name != "epoch"}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **self.last}) + "\n")
@@ -137,7 +144,10 @@ class _History(TrainerCallback):
 
 
 class ObjectiveTrainer(Trainer):
-    """The Trainer with a learning rate for each part of the model, and the head; what an objective gives is logged."""
+    """The Trainer with a learning rate for each part of the model, and the head; what an objective gives is logged.
+
+    Of several processes each has a batch of its own, in which objectives that compare samples compare them.
+    """
 
     def __init__(self, objective: Objective, settings: StageTraining, **rest: Any) -> None:
         self.settings = settings
@@ -171,11 +181,14 @@ class ObjectiveTrainer(Trainer):
                 f"The loss became {float(found['loss'].detach())} at step {self.state.global_step + 1}: lower the "
                 "stage's learning rates."
             )
-        self._found = {name: float(value.detach()) for name, value in found.items() if name != "loss"}
+        self._found = {name: value.detach().float() for name, value in found.items() if name != "loss"}
         return (found["loss"], found) if return_outputs else found["loss"]
 
     def log(self, logs: dict[str, float], *rest: Any, **further: Any) -> None:
-        super().log({**logs, **self._found} if "loss" in logs else logs, *rest, **further)
+        if "loss" in logs:
+            found = self.accelerator.reduce(self._found, "mean")  # of the processes
+            logs = {**logs, **{name: float(value) for name, value in found.items()}}
+        super().log(logs, *rest, **further)
 
 
 def _train_objective(
@@ -214,4 +227,5 @@ def _train_objective(
             parameter.requires_grad_(required[name])
             parameter.grad = None
         model.eval()
-    return list(clips.problems.values()), history.last
+    problems = gather_object(list(clips.problems.values()))  # each process reads its own share of the clips
+    return list(dict.fromkeys(problems)), history.last
