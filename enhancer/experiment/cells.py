@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from enhancer.adapters.schema import AdapterRecipe
+from enhancer.experiment.adapted import KEY as ADAPTER
+from enhancer.experiment.adapted import adapter_recipe
 from enhancer.experiment.schema import CompareRecipe
 from enhancer.recipe import build
 from enhancer.recipe_files import apply_override, find_recipe, read_raw
@@ -25,11 +28,15 @@ OWN_KEYS = ("arms", "seeds", "name", "output", *REPLACED)
 
 @dataclass(frozen=True)
 class Cell:
-    """One student of the matrix: what it is called, its level on every axis, and a recipe whose one arm it is."""
+    """One student of the matrix: what it is called, its level on every axis, and a recipe whose one arm it is.
+
+    adapter: the codec adapter that it is, on that recipe's student; None is the student itself, on frames.
+    """
 
     name: str
     levels: dict[str, str]
     recipe: EnhanceRecipe
+    adapter: AdapterRecipe | None = None
 
     @property
     def arm(self) -> ArmSettings:
@@ -54,18 +61,22 @@ def make_cells(recipe: CompareRecipe) -> list[Cell]:
     cells, faults = [], {}
     for name, levels, changes in _combinations(recipe):
         try:
-            cells.append(Cell(name, levels, _cell_recipe(recipe, base, changes, f"The recipe of the cell '{name}'")))
+            cells.append(_cell(recipe, base, name, levels, changes))
         except RecipeError as error:
             faults.setdefault(str(error).partition("\n")[2] or str(error), str(error))
     if faults:
         raise RecipeError("\n".join(faults.values()))
+    if recipe.reference is not None and recipe.reference not in [cell.name for cell in cells]:
+        raise RecipeError(
+            f"reference: no cell is called '{recipe.reference}'; they are {', '.join(cell.name for cell in cells)}."
+        )
     return cells
 
 
 def control_of(cell: Cell) -> Cell:
     """λ = 0 on the cell's data, with its student and its training."""
     arm = ArmSettings(name="lambda0", source=CONTROL)
-    return Cell("λ = 0", cell.levels, dataclasses.replace(cell.recipe, arms=[arm]))
+    return Cell("λ = 0", cell.levels, dataclasses.replace(cell.recipe, arms=[arm]), cell.adapter)
 
 
 def _combinations(recipe: CompareRecipe) -> Iterator[tuple[str, dict[str, str], list[dict[str, Any]]]]:
@@ -87,22 +98,33 @@ def _combinations(recipe: CompareRecipe) -> Iterator[tuple[str, dict[str, str], 
             yield cell(f"{axis}: {level}", (*first[:number], level, *first[number + 1 :]))
 
 
-def _cell_recipe(matrix: CompareRecipe, base: dict, changes: list[dict[str, Any]], source: str) -> EnhanceRecipe:
+def _cell(
+    matrix: CompareRecipe, base: dict, name: str, levels: dict[str, str], changes: list[dict[str, Any]]
+) -> Cell:
+    source = f"The recipe of the cell '{name}'"
     raw = {**copy.deepcopy(base), "arms": [{"name": "student"}]}
-    for change in changes:
-        for key, value in _leaves(change):
-            if key.split(".")[0] in OWN_KEYS:
-                raise RecipeError(f"{source} sets {key}, which the matrix decides itself.")
+    adapter, of_adapter = None, []
+    for key, value in (leaf for change in changes for leaf in _leaves(change)):
+        if key.split(".")[0] in OWN_KEYS:
+            raise RecipeError(f"{source} sets {key}, which the matrix decides itself.")
+        if key == ADAPTER:
+            adapter = value
+        elif key.startswith(f"{ADAPTER}."):
+            of_adapter.append(f"{key.removeprefix(f'{ADAPTER}.')}={json.dumps(value)}")
+        else:
             dotted = f"arms.0.{key.removeprefix(ARM)}" if key.startswith(ARM) else key
             apply_override(raw, f"{dotted}={json.dumps(value)}")
     raw |= {"name": matrix.name, "output": matrix.output, "seeds": matrix.seeds, **REPLACED}
     teacher = raw.setdefault("teacher", {})
     teacher["store"] = teacher.get("store") or str(matrix.shared / "priors")
     recipe = build(EnhanceRecipe, raw, source)
-    name = (
-        "lambda0" if recipe.weight(recipe.arms[0]) == 0 else recipe.arms[0].source
-    )  # a training's folder, whoever shares it
-    return dataclasses.replace(recipe, arms=[dataclasses.replace(recipe.arms[0], name=name)])
+    # the name of a training's folder, whoever shares it
+    arm = "lambda0" if recipe.weight(recipe.arms[0]) == 0 else recipe.arms[0].source
+    recipe = dataclasses.replace(recipe, arms=[dataclasses.replace(recipe.arms[0], name=arm)])
+    if adapter is None and of_adapter:
+        raise RecipeError(f"{source} sets {ADAPTER}.{of_adapter[0]}, but no `{ADAPTER}`: name the adapter's recipe.")
+    made = None if adapter is None else adapter_recipe(adapter, of_adapter, recipe, source)
+    return Cell(name, levels, recipe, made)
 
 
 def _leaves(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

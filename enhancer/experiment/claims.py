@@ -7,6 +7,7 @@ from typing import Any
 from enhancer.table import percent, points
 
 CLAIM = 0.05
+CONTROL = "λ = 0"
 
 
 def verdict(difference: dict[str, Any] | None) -> int:
@@ -44,7 +45,8 @@ def sentences(results: dict[str, Any]) -> list[str]:
     """One sentence a cell, and one on which of them is best."""
     compared = [row for row in results["rows"] if row["difference"]]
     count = sum(row["difference"]["p"] is not None for row in compared)
-    said = [f"{row['name']}: {_claim(row['difference'], count)}" for row in compared]
+    said = [f"{row['name']}: {_claim(row['difference'], count, CONTROL)}" for row in compared]
+    said += _referred(results)
     ranked = [row for row in results["rows"] if row["rank"]]
     if len(ranked) > 2:
         unbeaten = [row for row in ranked if row["rank"][0] == 1]
@@ -57,14 +59,25 @@ def sentences(results: dict[str, Any]) -> list[str]:
     return said
 
 
-def _claim(difference: dict[str, Any], count: int) -> str:
+def _referred(results: dict[str, Any]) -> list[str]:
+    """One sentence a student on the matrix's reference, where that is not its λ = 0."""
+    compared = [row for row in results["rows"] if row["reference"]]
+    count = sum(row["reference"]["p"] is not None for row in compared)
+    return [
+        f"{row['name']}: {_claim(row['reference'], count, results['reference'])}"
+        for row in compared
+        if row["against"] != results["reference"]
+    ]
+
+
+def _claim(difference: dict[str, Any], count: int, against: str) -> str:
     if difference["low"] is None:
         return (
             f"{points(difference['value'])} points; no interval can be given (too few questions, or all alike), so "
             "nothing is claimed."
         )
     value, low, high = (points(difference[part]) for part in ("value", "low", "high"))
-    interval = f"{value} points against λ = 0 [{low}, {high}]"
+    interval = f"{value} points against {against} [{low}, {high}]"
     clear = (difference["low"] > 0) - (difference["high"] < 0)
     if difference["seeds"] < 2:
         return f"{interval} with one seed; what another seed would give is not in the interval, so nothing is claimed."
@@ -96,7 +109,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     ]
     said.append(
         "A difference is paired with λ = 0 of the same seed, data and questions. p is of that interval's t, Holm p "
-        "corrects it for all comparisons of the table; beside it, sign-flip permutations of the questions' and of the "
+        "corrects it for all comparisons of its kind; beside it, sign-flip permutations of the questions' and of the "
         "seeds' means."
     )
     if 1 < seeds < 6:

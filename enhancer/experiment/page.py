@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from enhancer.experiment.claims import verdict
+from enhancer.experiment.claims import CONTROL, verdict
 from enhancer.experiment.results import CELL, make_results
 from enhancer.experiment.tables import MARKS, all_tables
 from enhancer.report import charts
@@ -41,7 +41,7 @@ def _matrix(folder: Path) -> dict[str, Any]:
     return {
         "results": results,
         "record": record,
-        "charts": [chart for chart in (_ranking(results), _accuracies(results)) if chart],
+        "charts": [chart for chart in all_charts(results) if chart],
         "tables": [table for table in all_tables(results)],
         "marks": MARKS,
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
@@ -49,29 +49,36 @@ def _matrix(folder: Path) -> dict[str, Any]:
     }
 
 
-def _ranking(results: dict[str, Any]) -> tuple[str, Markup] | None:
-    """Cells by their difference from λ = 0, the largest first."""
-    rows = [row for row in results["rows"] if row["difference"] and row["difference"]["low"] is not None]
+def all_charts(results: dict[str, Any]) -> list[tuple[str, Markup] | None]:
+    """Caption and chart of the rankings, by λ = 0 and by the reference, and of the accuracies; None of what is not known."""
+    reference = results["reference"]
+    referred = None if reference is None else _ranking(results, "reference", reference)
+    return [_ranking(results, "difference", CONTROL), referred, _accuracies(results)]
+
+
+def _ranking(results: dict[str, Any], key: str, against: str) -> tuple[str, Markup] | None:
+    """Students by their difference from λ = 0, or from the reference, the largest first."""
+    rows = [row for row in results["rows"] if row[key] and row[key]["low"] is not None]
     bars = [
         charts.Bar(
             _short(row["name"]),
-            *(100 * row["difference"][part] for part in ("value", "low", "high")),
-            STYLES[verdict(row["difference"])],
-            [100 * gap for gap in row["difference"]["per_seed"]],
+            *(100 * row[key][part] for part in ("value", "low", "high")),
+            STYLES[verdict(row[key])],
+            [100 * gap for gap in row[key]["per_seed"]],
         )
-        for row in sorted(rows, key=lambda row: -row["difference"]["value"])
+        for row in sorted(rows, key=lambda row: -row[key]["value"])
     ]
     if not bars:
         return None
     said = (
-        "Paired difference from λ = 0, best first. Bars are 95% intervals, small dots single seeds; green holds above "
-        "zero after correction, orange below, grey shows no difference."
+        f"Paired difference from {against}, best first. Bars are 95% intervals, small dots single seeds; green holds "
+        "above zero after correction, orange below, grey shows no difference."
     )
     return said, charts.interval_chart(
         bars,
-        title="Paired difference of every cell from λ = 0 with its interval",
+        title=f"Paired difference of every student from {against} with its interval",
         unit="percentage points",
-        reference=("λ = 0", 0.0),
+        reference=(against, 0.0),
         names=_width(bars),
     )
 

@@ -71,6 +71,7 @@ class Plan:
             "name": recipe.name,
             "design": recipe.design,
             "seeds": recipe.seeds,
+            "reference": recipe.reference,
             "cells": rows,
             "axes": [{"name": axis.name, "levels": [level.name for level in axis.levels]} for axis in recipe.axes],
             "pool": os.path.relpath(recipe.shared, recipe.folder),
@@ -88,10 +89,10 @@ def make_plan(recipe: CompareRecipe, cells: list[Cell], run: RunFolder, console:
         priors = _all_priors(recipe.shared, cells, data, console, process, plan.problems)
     trained = _samples_of(cells, data, priors)
     for cell in cells:
-        samples, test, rows = trained[_data_key(cell)], data[_data_key(cell)].test, priors[_prior_key(cell)]
-        plan.works.append(work_of(recipe.shared, cell, samples, test, rows, recipe.seeds))
-        plan.controls.append(work_of(recipe.shared, control_of(cell), samples, test, [], recipe.seeds))
-        plan.bases.append(base_work(recipe.shared, cell, test))
+        samples, of, rows = trained[_data_key(cell)], data[_data_key(cell)], priors[_prior_key(cell)]
+        plan.works.append(work_of(recipe.shared, cell, of.root, samples, of.test, rows, recipe.seeds))
+        plan.controls.append(work_of(recipe.shared, control_of(cell), of.root, samples, of.test, [], recipe.seeds))
+        plan.bases.append(base_work(recipe.shared, cell, of.test))
     report_skipped(run, "priors", plan.problems, console)
     students = {(work.student, seed) for work in [*plan.works, *plan.controls] for seed in work.seeds}
     left = {(work.student, seed) for work, seed in plan.todo() if not work.is_base}

@@ -4,6 +4,7 @@
 <pool>/students/<hash>/                         a training: priors.json, train_ids.json, and its students
     arms/<arm>/seed<k>/                         as in a run folder: train.json, history.jsonl, model/
     asked/<hash>/recipe.yaml, seed<k>/          how they were asked, and answers.jsonl, scores.json
+    asked/<hash>/adapter.yaml                   of codec adapters: their own recipe
 <pool>/base/<hash>/asked/<hash>/                a model before training, likewise
 """
 
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from enhancer.data.samples import Sample
+from enhancer.experiment.adapted import FILE as ADAPTER_FILE
+from enhancer.experiment.adapted import adapter_key
 from enhancer.experiment.cells import Cell
 from enhancer.recipe import to_yaml
 from enhancer.recipe_schema import EnhanceRecipe
@@ -72,19 +75,21 @@ def answered_at(asked: Path, seed: int | None) -> Path:
 
 
 def work_of(
-    pool: Path, cell: Cell, train: list[Sample], test: list[Sample], priors: list[dict], seeds: list[int]
+    pool: Path, cell: Cell, root: Path, train: list[Sample], test: list[Sample], priors: list[dict], seeds: list[int]
 ) -> Work:
     """The training of a cell; its files for the workers are written.
 
-    train: the samples it is trained on; priors: rows of priors.json.
+    root: of the data; train: the samples it is trained on; priors: rows of priors.json.
     """
     label = None if cell.is_control else cell.arm.spec().label
     keys = None if label is None else {row["sample_id"]: row["key"] for row in priors if row["source"] == label}
-    student = pool / "students" / training_key(cell, train, keys)
+    student = pool / "students" / training_key(cell, root, train, keys)
     work = Work(cell.recipe, student, student / "asked" / asking_key(cell.recipe, test), tuple(seeds))
     write_json(student / "train_ids.json", [sample.id for sample in train])
     write_json(student / "priors.json", [row for row in priors if row["source"] == label])
     write_text(work.asked / "recipe.yaml", to_yaml(cell.recipe))
+    if cell.adapter is not None:
+        write_text(work.asked / ADAPTER_FILE, to_yaml(cell.adapter))
     return work
 
 
@@ -99,7 +104,7 @@ def base_work(pool: Path, cell: Cell, test: list[Sample]) -> Work:
     return work
 
 
-def training_key(cell: Cell, samples: list[Sample], priors: dict[str, str] | None) -> str:
+def training_key(cell: Cell, root: Path, samples: list[Sample], priors: dict[str, str] | None) -> str:
     """Hash of what determines a cell's trained weights, but for the seed.
 
     priors: keys in the store by sample, None for λ = 0, where nothing of the alignment counts. Clips count by name and
@@ -109,11 +114,17 @@ def training_key(cell: Cell, samples: list[Sample], priors: dict[str, str] | Non
     settings = dataclasses.asdict(recipe.training)
     alignment = {**settings.pop("alignment"), "weight": recipe.weight(cell.arm)}
     alignment.pop(LOGGED_ONLY, None)
+    student = {"student": fingerprint(student_path(recipe.student.model))}
+    if cell.adapter is None:
+        student |= {
+            "read": _without(dataclasses.asdict(recipe.student), "model"),
+            "training": {key: value for key, value in settings.items() if key not in UNCHANGING},
+        }
+    else:
+        student |= {"dtype": recipe.student.dtype, "adapter": adapter_key(cell.adapter, root, {s.id for s in samples})}
     return content_key(
         version=version("motion-enhancer"),
-        student=fingerprint(student_path(recipe.student.model)),
-        read=_without(dataclasses.asdict(recipe.student), "model"),
-        training={key: value for key, value in settings.items() if key not in UNCHANGING},
+        **student,
         alignment=None if priors is None else alignment,
         samples=[[*_described(sample), None if priors is None else priors.get(sample.id)] for sample in samples],
     )

@@ -1,6 +1,7 @@
 """The results of a matrix: table.json from plan.json and the answers in the pool, whatever of them is there.
 
 A cell's difference is paired with λ = 0 on the same data: the same seeds (and so the same batches), the same questions.
+A matrix with a `reference` has a second one, of every student from that cell.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def make_results(folder: Path) -> dict[str, Any]:
     by_place = {row.asked: row for row in rows}
     types = sorted({kind for row in rows for kind in row.types.values()})
     table = [_described(row, by_place, types, pool) for row in rows]
-    _adjust([row["difference"] for row in table])
+    reference = _refer(rows, table, plan.get("reference"))
+    for key in ("difference", "reference"):
+        _adjust([row[key] for row in table])
     _rank(rows, table)
     sizes = [size for row in rows for size in row.options]
     results = {
@@ -65,6 +68,7 @@ def make_results(folder: Path) -> dict[str, Any]:
         "design": plan["design"],
         "axes": plan["axes"],
         "seeds": plan["seeds"],
+        "reference": reference,
         "types": types,
         "chance": statistics.fmean(1 / size for size in sizes) if sizes else None,
         "rows": table,
@@ -151,9 +155,10 @@ def _described(row: Row, by_place: dict[str, Row], types: list[str], pool: Path)
         "per_seed": [],
         "against": None,
         "difference": None,
+        "reference": None,
         "rank": None,
         "errors": len(row.errors),
-        "cost": {**(first["cost"] if aligned else {}), **_training_cost(row, pool)},
+        "cost": {**(first["cost"] if aligned else {}), **_training_cost(row, pool), "tokens": _tokens(row)},
     }
     if row.right:
         x_sq, ids = _matrix([row], list(row.right))
@@ -177,6 +182,12 @@ def _training_cost(row: Row, pool: Path) -> dict[str, Any]:
     found = [read_json(student / "arms" / arm / f"seed{seed}" / "train.json", {}).get("seconds") for seed in row.right]
     found = [seconds for seconds in found if seconds is not None]
     return {"training": statistics.fmean(found) if found else None}
+
+
+def _tokens(row: Row) -> int | None:
+    """Tokens of the first clip in the student's sequence; None where its answers do not say."""
+    known = [read_json(row.places[seed] / "scores.json", {}).get("clip_tokens") for seed in row.right]
+    return next((count for count in known if count is not None), None)
 
 
 def _matrix(rows: list[Row], seeds: list) -> tuple[list[np.ndarray], list[str]]:
@@ -231,8 +242,19 @@ def _gap(first: Row, second: Row) -> tuple[np.ndarray, list[str]] | None:
     return (a_sq - b_sq, [first.types[i] for i in ids]) if ids else None
 
 
+def _refer(rows: list[Row], table: list[dict], name: str | None) -> str | None:
+    """Adds every other trained student's difference from the row of the cell `name`; returns what that row is called."""
+    found = next((row for row in rows if row.kind != BASE and name in [cell["name"] for cell in row.cells]), None)
+    if name is None or found is None:
+        return None
+    for row, entry in zip(rows, table, strict=True):
+        if row.kind != BASE and row is not found:
+            entry["reference"] = _difference(row, found)
+    return found.name
+
+
 def _adjust(differences: list[dict | None]) -> None:
-    """Holm's p over all comparisons with λ = 0."""
+    """Holm's p over all these comparisons."""
     found = [difference for difference in differences if difference is not None]
     for difference, adjusted in zip(found, holm([difference["p"] for difference in found]), strict=True):
         difference["holm"] = adjusted

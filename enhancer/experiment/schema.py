@@ -20,7 +20,8 @@ class LevelSettings:
     set: dict[str, Any] = option(
         {},
         "keys of the base recipe that this level changes, dotted; `arm.` stands before "
-        "those of the student's arm: arm.source, arm.weight, arm.base, arm.members",
+        "those of the student's arm: arm.source, arm.weight, arm.base, arm.members; `adapter` names a recipe of "
+        "`job: adapter`, and `adapter.` stands before its keys",
     )
 
 
@@ -57,6 +58,9 @@ class CompareRecipe:
     pool: str | None = option(
         None,
         "folder of priors and students, which matrices share: what is in it is not made again; null is <output>/shared",
+    )
+    reference: str | None = option(
+        None, "name of a cell that every other is held against as well, beside its own λ = 0; null: none"
     )
     keep_students: bool = option(True, "false deletes a student's weights once it has answered; its answers stay")
 

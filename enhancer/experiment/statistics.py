@@ -102,11 +102,11 @@ def flips_over_questions(d_sq: np.ndarray) -> float:
 
 
 def _flips(gaps: np.ndarray) -> float:
-    if not gaps.any():
-        return 1.0
-    # the mean's sign-flip distribution is that of the gaps which are not zero
+    gaps = gaps[gaps != 0]  # the mean's sign-flip distribution is that of the gaps which are not zero
+    if len(gaps) < 2:
+        return 1.0  # both signs of a single gap are equally far from zero
     test = stats.permutation_test(
-        (gaps[gaps != 0],),
+        (gaps,),
         np.sum,
         permutation_type="samples",
         vectorized=True,

@@ -18,12 +18,13 @@ Cells = tuple[str, list[str], list[list[str]]]  # title, heads, rows
 
 def all_tables(results: dict[str, Any]) -> list[Cells]:
     """Scores, scores by question type, tests, and costs."""
-    tables = [_scores(results), _by_type(results), _tests(results), _costs(results)]
+    tables = [_scores(results), _by_type(results), _tests(results, "difference"), _tests(results, "reference"), _costs(results)]
     return [table for table in tables if table[2]]
 
 
 def _scores(results: dict[str, Any]) -> Cells:
-    heads = ["student", "Overall", "Average", "Δ Overall", "Δ Average", "rank", "seeds"]
+    referred = [] if results["reference"] is None else [f"Δ {results['reference']}"]
+    heads = ["student", "Overall", "Average", "Δ Overall", "Δ Average", *referred, "rank", "seeds"]
     return (
         "accuracy in % and paired difference from λ = 0 in points",
         heads,
@@ -34,6 +35,7 @@ def _scores(results: dict[str, Any]) -> Cells:
                 _interval(row["average"]),
                 _difference(row["difference"]),
                 _gap((row["difference"] or {}).get("average")),
+                *(_difference(row["reference"]) for _ in referred),
                 _rank(row["rank"]),
                 str(len(row["seeds"]) or NONE),
             ]
@@ -49,15 +51,16 @@ def _by_type(results: dict[str, Any]) -> Cells:
     return "accuracy in % by question type", ["student", *(kind or "(no type)" for kind in results["types"])], rows
 
 
-def _tests(results: dict[str, Any]) -> Cells:
+def _tests(results: dict[str, Any], key: str) -> Cells:
+    """key: `difference` is from λ = 0, `reference` from the matrix's reference."""
     rows = []
     for row in results["rows"]:
-        found = row["difference"]
+        found = row[key]
         if found:
             rows.append(
                 [
                     row["name"],
-                    row["against"],
+                    row["against"] if key == "difference" else results["reference"],
                     str(found["questions"]),
                     str(found["seeds"]),
                     small(found["p"]),
@@ -78,7 +81,7 @@ def _tests(results: dict[str, Any]) -> Cells:
         "p, seeds",
         "difference of each seed",
     ]
-    return "paired tests", heads, rows
+    return "paired tests" if key == "difference" else f"paired tests against {results['reference']}", heads, rows
 
 
 def _costs(results: dict[str, Any]) -> Cells:
@@ -89,11 +92,12 @@ def _costs(results: dict[str, Any]) -> Cells:
             _number(row["cost"].get("seconds"), 3),
             _number(row["cost"].get("bytes"), 1, 1000),
             _number(row["cost"].get("training"), 1),
+            _number(row["cost"].get("tokens"), 0),
         ]
         for row in results["rows"]
         if row["cost"].get("training") is not None
     ]
-    return "cost", ["student", "prior", "prior, s/clip", "prior, kB/clip", "training, s"], rows
+    return "cost", ["student", "prior", "prior, s/clip", "prior, kB/clip", "training, s", "tokens a clip"], rows
 
 
 def _interval(of: dict[str, Any] | None) -> str:

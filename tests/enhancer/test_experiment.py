@@ -132,18 +132,18 @@ def test_only_what_determines_the_weights_is_in_a_trainings_hash(folder):
     none, _, one, five = make_cells(matrix(folder))
     samples, _ = load_samples(folder / "data" / "train.json")
     priors = {sample.id: "key" for sample in samples}
-    assert training_key(none, samples, None) == training_key(control_of(five), samples, None)
-    assert len({training_key(cell, samples, priors) for cell in (one, five)}) == 2
-    assert training_key(one, samples, priors) != training_key(one, samples, {**priors, samples[0].id: "other"})
-    assert training_key(one, samples, priors) != training_key(one, samples[:1], priors)
+    assert training_key(none, folder, samples, None) == training_key(control_of(five), folder, samples, None)
+    assert len({training_key(cell, folder, samples, priors) for cell in (one, five)}) == 2
+    assert training_key(one, folder, samples, priors) != training_key(one, folder, samples, {**priors, samples[0].id: "other"})
+    assert training_key(one, folder, samples, priors) != training_key(one, folder, samples[:1], priors)
 
     def changed(**training):
         return dataclasses.replace(
             one, recipe=dataclasses.replace(one.recipe, training=dataclasses.replace(one.recipe.training, **training))
         )
 
-    assert training_key(changed(workers=3, save_every=2), samples, priors) == training_key(one, samples, priors)
-    assert training_key(changed(batch_size=1), samples, priors) != training_key(one, samples, priors)
+    assert training_key(changed(workers=3, save_every=2), folder, samples, priors) == training_key(one, folder, samples, priors)
+    assert training_key(changed(batch_size=1), folder, samples, priors) != training_key(one, folder, samples, priors)
 
 
 @pytest.mark.parametrize("shipped", [r for r in list_recipes() if r.name.startswith("compare/")], ids=lambda r: r.name)
