@@ -354,7 +354,7 @@ def visualize(
     text: Annotated[Optional[str], typer.Option(help="The text whose words are looked for in --video.")] = None,
     teacher: Annotated[Optional[str], typer.Option(help="The teacher to ask: `world`, a diffusers folder or hub name; default: the "
                                                         "prior's own where it is on this machine.")] = None,
-    student: Annotated[Optional[list[str]], typer.Option(help="A student whose maps are shown as well; may be repeated.")] = None,
+    student: Annotated[Optional[list[str]], typer.Option(help="A student, or a codec adapter's folder, whose maps are shown as well; may be repeated.")] = None,
     sample: Annotated[Optional[list[str]], typer.Option(help="A sample of RUN by its id; may be repeated.")] = None,
     clips: Annotated[int, typer.Option(help="Clips of RUN on the page, at most.", min=1)] = 4,
     ask: Annotated[bool, typer.Option("--ask/--stored", help="Ask the models at hand again, or show what the files hold.")] = True,
@@ -386,6 +386,7 @@ def inspect_(
     video: Annotated[Path, typer.Option(help="One video file.")],
     text: Annotated[str, typer.Option(help="A question; its words are looked up on both sides.")],
     model: Annotated[str, typer.Option(help="Student: a model folder, hub name, or `world`.")] = "world",
+    adapter: Annotated[Optional[Path], typer.Option(help="A codec adapter's folder on that student; it says how clips are read.")] = None,
     teacher: Annotated[str, typer.Option(help="Whose tokens stand beside the student's: `world`, a diffusers folder or hub name.")] = "world",
     frames: Annotated[int, typer.Option(help="Frames of the clip.", min=1)] = 8,
     fps: Annotated[Optional[float], typer.Option(help="Frames a second, at most --frames of them.")] = None,
@@ -399,7 +400,7 @@ def inspect_(
     """
     from enhancer.commands.inspect import inspect_video
 
-    inspect_video(model, video, text, teacher, frames, fps, attention, out, Console(quiet))
+    inspect_video(model, adapter, video, text, teacher, frames, fps, attention, out, Console(quiet))
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """Where every visual token of a student lies on a video's frames, and which tokens of teacher and student are which
 word.
 
+Of a codec adapter, whose frames' and motion tokens have different cells, each kind is drawn by itself.
+
 `inspect_clip` asks the student exactly as training does; `write_page` draws the answer on one self-contained page.
 
 Legend: N sampled frames, F×H×W visual tokens, W words of the text.
@@ -21,10 +23,10 @@ import torch
 from PIL import Image
 
 from enhancer.report import pictures
-from enhancer.video.clip import Clip
 from vdm_priors.errors import UserError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.words import Word, split_words, tokens_of_words
+from vlm_hooks.adapters.student import AdaptedStudent
 from vlm_hooks.capture import CaptureRequest, capture
 from vlm_hooks.words import match_words
 
@@ -54,26 +56,40 @@ class WordTokens:
 class Inspection:
     """One clip and text as a student sees them.
 
-    positions [F·H·W] of the visual tokens in a sequence of `length` tokens; attention: maps [W, F, H, W] of the words
-    with student tokens (`attended`), averaged over layers, heads and the word's tokens, or None.
+    positions [F·H·W] of the frames' tokens in a sequence of `length` tokens; motion: an adapter's runs of motion
+    tokens, each its cells and its tokens' positions; attention: maps [W, F, H, W] of the words with student tokens
+    (`attended`), averaged over layers, heads and the word's tokens, or None; on_motion [W]: the share of their
+    attention that falls on motion tokens.
     """
 
     model: str
     family: str
     text: str
-    clip: Clip
+    video: Path
+    clip: Any
     grid: TokenGrid
     positions: list[int]
     length: int
     words: list[WordTokens]
     attended: list[Word]
     attention: torch.Tensor | None
+    on_motion: list[float]
+    motion: list[tuple[TokenGrid, list[int]]]
+
+    @property
+    def motion_tokens(self) -> int:
+        return sum(len(positions) for _, positions in self.motion)
 
 
 def inspect_clip(
-    student: Any, clip: Clip, text: str, teacher_tokens: Sequence[tuple[str, tuple[int, int]]], attention: bool = False
+    student: Any,
+    video: Path,
+    clip: Any,
+    text: str,
+    teacher_tokens: Sequence[tuple[str, tuple[int, int]]],
+    attention: bool = False,
 ) -> Inspection:
-    """Ask `student` about a clip with `text` as the question. Raises SampleError as the student does.
+    """Ask `student` about a video's clip with `text` as the question. Raises SampleError as the student does.
 
     teacher_tokens: piece and characters of each of the teacher's tokens of the text (empty for special ones).
     attention: also run the model, and keep the words' attention over the visual tokens.
@@ -81,6 +97,8 @@ def inspect_clip(
     prompt = student.prompt(text)
     encoding = student.encode([clip], [prompt.text])
     (grid,), (columns,) = student.grids(encoding.inputs, [clip])
+    runs = student.segments(encoding.inputs, [clip])[0] if isinstance(student, AdaptedStudent) else []
+    motion = [(segment.grid, positions) for segment, positions in runs if segment.moving]
     ids = encoding.inputs["input_ids"][0].tolist()
     words = split_words(text)
     match = match_words(words, text, prompt.text, encoding.offsets[0], prompt.question_start)
@@ -91,11 +109,16 @@ def inspect_clip(
                    [(position, student.tokenizer.decode([ids[position]])) for position in places.get(n, ())])
         for n, word in enumerate(words)
     ]
-    maps = _attention(student, encoding.inputs, match, columns, grid) if attention and match.pairs else None
+    maps, on_motion = None, []
+    if attention and match.pairs:
+        visual = torch.cat([columns, *(positions for _, positions in motion)])
+        attended = _attention(student, encoding.inputs, match, visual)
+        maps = attended[:, : len(columns)].unflatten(1, grid.shape)
+        on_motion = attended[:, len(columns) :].sum(1).tolist()
     return Inspection(
-        model=student.folder, family=student.model.config.model_type, text=text, clip=clip, grid=grid,
+        model=student.folder, family=student.model.config.model_type, text=text, video=video, clip=clip, grid=grid,
         positions=columns.tolist(), length=len(ids), words=rows, attended=[words[n] for n, _ in match.pairs],
-        attention=maps)
+        attention=maps, on_motion=on_motion, motion=[(cells, positions.tolist()) for cells, positions in motion])
 
 
 def teacher_tokens(path: str, text: str) -> list[tuple[str, tuple[int, int]]]:
@@ -112,17 +135,17 @@ def teacher_tokens(path: str, text: str) -> list[tuple[str, tuple[int, int]]]:
     return list(zip(pieces, [tuple(span) for span in read["offset_mapping"]], strict=True))
 
 
-def _attention(student: Any, inputs: dict, match: Any, columns: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """[W, F, H, W] of the matched words."""
+def _attention(student: Any, inputs: dict, match: Any, columns: torch.Tensor) -> torch.Tensor:
+    """[W, C] of the matched words over the columns."""
     request = CaptureRequest.from_positions([match.rows], [columns], device=student.model.device)
     student.model.eval()
     with torch.no_grad(), capture(student.model):
         student.model(**inputs, motion_capture=request, logits_to_keep=1)
-    rows, maps = request.mean()[0].cpu(), []
+    rows, words = request.mean()[0].cpu(), []
     for _, positions in match.pairs:
-        maps.append(rows[: len(positions)].mean(dim=0).reshape(grid.shape))
+        words.append(rows[: len(positions)].mean(dim=0))
         rows = rows[len(positions) :]
-    return torch.stack(maps)
+    return torch.stack(words)
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -152,9 +175,10 @@ def _context(shown: Inspection) -> dict:
         "shown": shown,
         "shape": (frames, rows, columns),
         "groups": [_group(shown, number) for number in range(frames)],
-        "cells": _cells(shown),
+        "cells": _cells(shown.grid, shown.clip),
+        "motion": _motion_cards(shown),
         "unseen": _unseen(shown),
-        "view": (VIEW, _view_height(shown)),
+        "view": (VIEW, _view_height(shown.clip)),
         "frame_width": width,
         "border": 2 if columns <= FEW_COLUMNS else 1,
         "numbers": "all" if width / columns >= NUMBER_WIDTH else "first",
@@ -181,30 +205,52 @@ def _group(shown: Inspection, number: int) -> dict:
     }
 
 
-def _cells(shown: Inspection) -> list[dict]:
+def _motion_cards(shown: Inspection) -> list[dict]:
+    """What moves in each span of time: its tokens' cells on the frame before it.
+
+    Queries that are learnt have the whole frame as their cell, and share one card.
+    """
+    cards, first = [], 0
+    for grid, positions in shown.motion:
+        size = grid.rows * grid.columns
+        steps = [range(grid.frames)] if size == 1 else [range(n, n + 1) for n in range(grid.frames)]
+        for step in steps:
+            own = positions[step.start * size : step.stop * size]
+            start, end = float(grid.spans[step.start, 0]), float(grid.spans[step.stop - 1, 1])
+            before = max((n for n, time in enumerate(shown.clip.times) if time <= start), default=0)
+            whole = f"{first}–{first + len(own) - 1}" if len(own) > 1 else str(first)
+            cells = [{**cell, "number": whole if size == 1 else first + cell["index"]}
+                     for cell in _cells(grid, shown.clip)]
+            cards.append({"tokens": whole, "span": f"{start:.2f}–{end:.2f} s", "positions": _runs(own), "cells": cells,
+                          "frame": before + 1, "uri": _picture(shown.clip.frames[before])})
+            first += len(own)
+    return cards
+
+
+def _cells(grid: TokenGrid, clip: Any) -> list[dict]:
     """Rectangles of one step's cells in the drawing's units; they are the same in every step."""
-    height = _view_height(shown)
-    top, left, bottom, right = shown.clip.box
-    y = ((shown.grid.row_edges.numpy() - top) / (bottom - top) * height).tolist()
-    x = ((shown.grid.column_edges.numpy() - left) / (right - left) * VIEW).tolist()
+    height = _view_height(clip)
+    top, left, bottom, right = clip.box
+    y = ((grid.row_edges.numpy() - top) / (bottom - top) * height).tolist()
+    x = ((grid.column_edges.numpy() - left) / (right - left) * VIEW).tolist()
     return [
         {"x": x[column], "y": y[row], "width": x[column + 1] - x[column], "height": y[row + 1] - y[row],
-         "row": row, "column": column, "index": row * shown.grid.columns + column}
-        for row in range(shown.grid.rows) for column in range(shown.grid.columns)
+         "row": row, "column": column, "index": row * grid.columns + column}
+        for row in range(grid.rows) for column in range(grid.columns)
     ]
 
 
 def _unseen(shown: Inspection) -> list[dict]:
     """The strips at the right and at the bottom that no token covers, in the drawing's units."""
-    cells, height = _cells(shown), _view_height(shown)
+    cells, height = _cells(shown.grid, shown.clip), _view_height(shown.clip)
     right, bottom = (max(cell[at] + cell[size] for cell in cells) for at, size in (("x", "width"), ("y", "height")))
     strips = [{"x": right, "y": 0.0, "width": VIEW - right, "height": height},
               {"x": 0.0, "y": bottom, "width": right, "height": height - bottom}]
     return [strip for strip in strips if strip["width"] > 1e-6 * VIEW and strip["height"] > 1e-6 * VIEW]
 
 
-def _view_height(shown: Inspection) -> float:
-    _, height, width, _ = shown.clip.frames.shape
+def _view_height(clip: Any) -> float:
+    _, height, width, _ = clip.frames.shape
     return VIEW * height / width
 
 
@@ -217,9 +263,13 @@ def _heat(shown: Inspection) -> dict | None:
     top = pictures.top_of_scale(drawn)
     tile = pictures.tile_size(*shown.clip.frames.shape[1:3])
     rows = []
-    for word, values, mass in zip(shown.attended, maps, shown.attention.sum(dim=(1, 2, 3)).tolist(), strict=True):
+    masses = shown.attention.sum(dim=(1, 2, 3)).tolist()
+    for word, values, mass, moving in zip(shown.attended, maps, masses, shown.on_motion, strict=True):
         on_frames = None if values is None else pictures.on_frames(values, shown.grid, shown.clip.times, tile)
-        rows.append({"word": word.text, "mass": f"{100 * mass:.1f}%",
+        told = f"{100 * mass:.1f}% of its attention"
+        if shown.motion:
+            told += f" on the frames' tokens, {100 * moving:.1f}% on motion tokens"
+        rows.append({"word": word.text, "mass": told,
                      "uri": None if on_frames is None else pictures.heat_uri(on_frames, top)})
     strip = pictures.frame_strip(shown.clip.frames, tile)
     return {"rows": rows, "frames": pictures.picture_uri(strip), "width": strip.shape[1], "height": strip.shape[0],

@@ -6,6 +6,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from enhancer.adapters.gops import plan_gops, read_gops
 from enhancer.adapters.reencode import reencoded
 from enhancer.adapters.schema import ReadingSettings
 from enhancer.data.samples import Sample
+from enhancer.recipe import build, to_plain
+from enhancer.runfolder import read_json, write_json
 from enhancer.video.clip import Sampling, read_clip
 from enhancer.video.footage import Footage, Video, files_of
-from vdm_priors.errors import ClipError
+from vdm_priors.errors import ClipError, ModelError
 from vlm_hooks.adapters.inputs import MotionClip
 
 LARGEST = 2 << 30  # bytes of clips in memory
+FILE = "reading.json"  # in an adapter's folder: how its clips are read
 
 
 class ClipReader:
@@ -30,6 +34,21 @@ class ClipReader:
         self.reading, self.largest = reading, largest
         self._clips: OrderedDict[Video, Any] = OrderedDict()
         self._bytes = 0
+
+    def save(self, folder: Path) -> None:
+        """Writes beside an adapter's weights how its clips are read."""
+        write_json(folder / FILE, to_plain(self.reading))
+
+    @classmethod
+    def of(cls, folder: Path) -> ClipReader:
+        """The reader of an adapter's folder. Raises ModelError where `save` wrote none."""
+        plain = read_json(folder / FILE, None)
+        if plain is None:
+            raise ModelError(
+                f"{folder} does not say how its clips are read: it has no {FILE}. `enhancer run` writes it into the "
+                "adapter's folder of every stage; give one of those, or write there the keys of `reading` of its recipe."
+            )
+        return cls(build(ReadingSettings, plain, str(folder / FILE)))
 
     def get(self, video: Video, sampling: Sampling | None = None) -> Any:
         """The clip: a MotionClip, or a Clip of frames alone. Raises ClipError."""

@@ -71,7 +71,7 @@ def run_stage(
         problems, last = _train_objective(model, stage, samples, reader, folder, seed, progress)
     if Process.this().rank > 0:
         return problems
-    model.save_pretrained(folder / "model")
+    reader.save(model.save_pretrained(folder / "model"))
     write_json(
         folder / DONE,
         {

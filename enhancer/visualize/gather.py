@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from enhancer.adapters.opening import is_adapter, open_adapter
+from enhancer.adapters.reading import ClipReader
 from enhancer.console import Console
 from enhancer.data.samples import Sample
 from enhancer.recipe import option
@@ -216,8 +218,12 @@ class Gatherer:
     def add_student(self, view: ClipView, prior: MotionPrior, sample: Sample, name: str, model: str) -> None:
         """A student's attention to the words; takes the place of a stored map of the same name."""
         try:
-            clip = read_clip(sample.video, self.keys.student.sampling.sampling())
-            found = student_maps(self.load_student(model), name, sample, clip, prior, view.words)
+            student, reader = self.load_student(model)
+            if reader is None:
+                clip = read_clip(sample.video, self.keys.student.sampling.sampling())
+            else:
+                clip = reader.get(sample.video)
+            found = student_maps(student, name, sample, clip, prior, view.words)
         except UserError as error:
             view.lacks("maps", f"{name}: {error}")
             return
@@ -268,8 +274,8 @@ class Gatherer:
         """Loaded once. Raises ModelError."""
         return _loaded(self._teacher, name)
 
-    def load_student(self, name: str) -> Any:
-        """One at a time. Raises ModelError."""
+    def load_student(self, name: str) -> tuple[Any, ClipReader | None]:
+        """One at a time, and how a codec adapter's clips are read. Raises ModelError."""
         return _loaded(self._student, name)
 
     def _teacher(self, name: str) -> Any:
@@ -283,17 +289,19 @@ class Gatherer:
             teacher_path(name), getattr(torch, asked.dtype), torch_device(self.keys.device), asked.offload
         )
 
-    def _student(self, name: str) -> Any:
+    def _student(self, name: str) -> tuple[Any, ClipReader | None]:
         from vlm_hooks.families import load_student
 
         quiet_libraries()
         torch.set_num_threads(self.keys.threads)
         self.console.note(f"loading the student {name}")
-        student = load_student(
-            student_path(name), dtype=getattr(torch, self.keys.student.dtype), device=torch_device(self.keys.device)
-        )
+        loading = {"dtype": getattr(torch, self.keys.student.dtype), "device": torch_device(self.keys.device)}
+        if is_adapter(name):
+            model, reader = open_adapter(Path(name), **loading)
+            return model.student, reader
+        student = load_student(student_path(name), **loading)
         student.model.eval()
-        return student
+        return student, None
 
 
 _held: dict[str, tuple[Any, str, Any]] = {}  # the last model of each kind

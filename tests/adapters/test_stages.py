@@ -1,4 +1,4 @@
-"""A stage's training: beside the alignment loss, with LoRA, and from a checkpoint; and an adapter under `inspect`."""
+"""A stage's training: beside the alignment loss, with LoRA, and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import torch
 from enhancer.adapters.schema import StageSettings, StageTraining
 from enhancer.adapters.stages import is_done, run_stage, stage_summary
 from enhancer.data.samples import Sample
-from enhancer.inspection import inspect_clip
 from enhancer.training import AlignmentSettings, LoraSettings
 from tests.adapters.codec_clips import motion_clip
-from tests.adapters.toy import Adapter as Toy
 from tests.enhancer.priors import prior_of
 from tests.vlm_hooks.tiny_families import family_student
 from vlm_hooks.adapters.ema import Adapter as EMA
@@ -30,6 +28,9 @@ SAMPLES = [
 
 class Clips:
     """A reader of random clips."""
+
+    def save(self, folder):
+        pass
 
     def get(self, video, sampling=None):
         return motion_clip([2, 1], seed=int(Path(video).stem))
@@ -107,12 +108,3 @@ def test_a_frozen_part_stays_as_it_is(tmp_path):
     changed = {name for name, value in weights(model).items() if not torch.equal(before[name], value)}
     assert changed and all(name.startswith("adapter.fusion") for name in changed)
     assert not (tmp_path / "model" / "host").exists()
-
-
-def test_inspect_shows_where_an_adapters_frames_lie():
-    torch.manual_seed(0)
-    model, clip = AdapterModel.create(family_student("internvl"), Toy).eval(), motion_clip([2, 1])
-    shown = inspect_clip(model.student, clip, "Which way does it go?", [], attention=True)
-    assert shown.grid.frames == 2 and len(shown.positions) == shown.grid.num_tokens
-    assert shown.attention.shape[1:] == shown.grid.shape and 0 < shown.attention.sum()
-    assert [word.word.text for word in shown.words if not word.student] == []

@@ -25,6 +25,7 @@ from vdm_priors.errors import UserError
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_run import student_folder, write_video  # noqa: E402
 
+VIDEO = Path("a<i>.mp4")
 TEXT = "Does the <u>red</u> ball & the trampolinist stop?"
 
 
@@ -50,7 +51,7 @@ class Page(HTMLParser):
 
 def clip_of(frames=3, height=32, width=48, box=(0.1, 0.2, 0.9, 0.8)):
     drawn = make_clip(frames, height, width)
-    return Clip(Path("a<i>.mp4"), drawn.frames, drawn.times, drawn.duration, box=box, notes=["one <script> note"])
+    return Clip(VIDEO, drawn.frames, drawn.times, drawn.duration, box=box, notes=["one <script> note"])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def tokens():
 @pytest.mark.parametrize("name", ["qwen3_vl", "internvl", "llava_onevision"])
 def test_the_page_draws_every_token_in_its_cell(name, tokens, tmp_path):
     clip = clip_of()
-    shown = inspect_clip(family_student(name), clip, TEXT, tokens)
+    shown = inspect_clip(family_student(name), VIDEO, clip, TEXT, tokens)
     page = Page(write_page(shown, tmp_path / "page.html").read_text(encoding="utf-8"))
     frames, rows, columns = shown.grid.shape
     cells, numbers = page.of("rect", "cell"), page.of("text", "number")
@@ -85,7 +86,7 @@ def test_the_page_draws_every_token_in_its_cell(name, tokens, tmp_path):
 
 def test_words_stand_beside_the_tokens_of_both_sides(tokens, tmp_path):
     student = family_student("internvl", "bytes")
-    shown = inspect_clip(student, clip_of(), TEXT, tokens)
+    shown = inspect_clip(student, VIDEO, clip_of(), TEXT, tokens)
     assert [row.word.text for row in shown.words] == "Does the u red u ball the trampolinist stop".split()
     ids = student.encode([clip_of()], [student.prompt(TEXT).text]).inputs["input_ids"][0]
     for row in shown.words:
@@ -94,7 +95,7 @@ def test_words_stand_beside_the_tokens_of_both_sides(tokens, tmp_path):
         assert all(student.tokenizer.decode([ids[position]]) == piece for position, piece in row.student)
     assert len(shown.words[7].teacher) > 1
 
-    cut = inspect_clip(student, clip_of(), TEXT, tokens[:5])
+    cut = inspect_clip(student, VIDEO, clip_of(), TEXT, tokens[:5])
     assert [row.word.text for row in cut.words if row.missing] and not cut.words[0].missing
     text = write_page(cut, tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.count("no token of the teacher") == sum(row.missing == "teacher" for row in cut.words)
@@ -102,7 +103,7 @@ def test_words_stand_beside_the_tokens_of_both_sides(tokens, tmp_path):
 
 def test_attention_is_the_words_own(tokens):
     student, eager = family_student("qwen3_vl"), family_student("qwen3_vl", attn="eager")
-    shown = inspect_clip(student, clip_of(), TEXT, tokens, attention=True)
+    shown = inspect_clip(student, VIDEO, clip_of(), TEXT, tokens, attention=True)
     inputs = student.encode([clip_of()], [student.prompt(TEXT).text]).inputs
     with torch.no_grad():
         dense = torch.stack(eager.model(**inputs, output_attentions=True).attentions).mean(dim=(0, 2))[0]
@@ -113,7 +114,7 @@ def test_attention_is_the_words_own(tokens):
 
 
 def test_hostile_names_and_texts_stay_text(tokens, tmp_path):
-    shown = inspect_clip(family_student("qwen3_vl"), clip_of(), TEXT, tokens, True)
+    shown = inspect_clip(family_student("qwen3_vl"), VIDEO, clip_of(), TEXT, tokens, True)
     page = write_page(shown, tmp_path / "p.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<i>" not in page and "<u>" not in page
     assert "&lt;u&gt;red&lt;/u&gt;" in page and "one &lt;script&gt; note" in page
@@ -146,7 +147,7 @@ def test_the_command_writes_the_page_and_lists_the_tokens(tmp_path):
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_the_page_is_never_wider_than_the_window(tokens, tmp_path):
     long = TEXT + " " + "x" * 300
-    shown = inspect_clip(family_student("qwen3_vl"), clip_of(height=128, width=320), long, tokens, True)
+    shown = inspect_clip(family_student("qwen3_vl"), VIDEO, clip_of(height=128, width=320), long, tokens, True)
     page = html.escape(write_page(shown, tmp_path / "p.html").read_text(encoding="utf-8"), quote=True)
     frames = "".join(f'<iframe width="{w}" height="800" srcdoc="{page}"></iframe>' for w in (390, 1440))
     measure = """<script>onload = () => { document.title = [...document.querySelectorAll("iframe")].map(f =>

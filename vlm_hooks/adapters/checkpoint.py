@@ -128,6 +128,12 @@ def load(host: str | Path | Student | None, folder: Path, **loading: Any) -> Ada
     return model
 
 
+def needed_host(folder: Path) -> str | None:
+    """Name of the host that an adapter's folder takes; None where its own lies in it. Raises ModelError."""
+    made_for = _described(folder)["host"]
+    return None if made_for["trained"] is not None else made_for["name"]
+
+
 def fingerprint(model: nn.Module, exact: bool = False) -> str:
     """32 hex digits of a model's names, shapes and a sample of its weights, alike in float32 and half types; exact: of
     the sample as it is, so that the smallest step of a training is seen."""
