@@ -7,10 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from vdm_priors.errors import ModelError
-
 
 @dataclass(frozen=True)
 class AttentionLayer:
@@ -73,13 +69,3 @@ def swapped_processors(model: Any, build: Callable[[str, Any], Any]) -> Iterator
         yield
     finally:
         model.set_attn_processor(dict(before))  # diffusers empties the dict that it is given
-
-
-def require_finite(values: Tensor, what: str, remedy: str) -> None:
-    """Raises ModelError, beginning with `what`, if a value is NaN or infinite."""
-    # a sum is finite only if all are, or if finite values overflow: then look at each
-    if not values.sum().isfinite() and not values.isfinite().all():
-        count = int((~values.isfinite()).sum())
-        raise ModelError(
-            f"{what} holds {count} NaN or infinite values of {values.numel()}. {remedy}"
-        )

@@ -31,6 +31,11 @@ class MaskedText:
 TextInput = Tensor | MaskedText  # what a family's encode_text gives and its predict takes
 
 
+def said_by(text: TextInput) -> Tensor:
+    """The embeddings of what is no masked padding, [..., D]."""
+    return text if isinstance(text, Tensor) else text.embeds[text.mask]
+
+
 def repeat_text(text: TextInput, batch: int) -> TextInput:
     """A single text, for each of `batch` clips."""
     if isinstance(text, Tensor):

@@ -17,9 +17,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from vdm_priors.conditioning import said_by
 from vdm_priors.confidence import confidence_report, word_weights
 from vdm_priors.errors import ClipError, RecipeError
-from vdm_priors.forwards import reconstruction_quality, run_teacher, to_frames
+from vdm_priors.finite import require_finite
+from vdm_priors.forwards import VAE_REMEDY, reconstruction_quality, run_teacher, to_frames
 from vdm_priors.grid import TokenGrid
 from vdm_priors.harvest import DIRECTIONS, Harvest, HarvestRequest
 from vdm_priors.heads import HeadAccumulator, sample_rows
@@ -36,6 +38,7 @@ __all__ = [
 ALL_ROWS_BELOW = 4096  # vision tokens below which rows: auto takes every row (METHOD.md); as many rows are streamed
 AUTO_ROWS = 512
 KEPT_BYTES = 2**30  # of a clip's kept rows, float32 over all vision tokens; rows beyond it are streamed
+TEXT_REMEDY = "Load the teacher in float32 or bfloat16 (T5 overflows in float16), and check its text encoder's weights."
 VERSIONS_OF = ("torch", "diffusers", "transformers")
 
 
@@ -131,10 +134,12 @@ def _extract(
     settings.validate()
     _check_batch(teacher, clips, texts)
     embeds, offsets = teacher.encode_text(texts)
+    require_finite(said_by(embeds), "The embeddings of the text", TEXT_REMEDY)
     read = [read_text(text, spans) for text, spans in zip(texts, offsets, strict=True)]
     pixels = torch.cat([teacher.prepare_frames(clip.frames, size) for clip in clips])
     grids = [teacher.token_grid(clip.times, clip.duration, clip.box, size) for clip in clips]
     latents = teacher.encode_video(pixels)
+    require_finite(latents, "The latents that the teacher's VAE made of the clip", VAE_REMEDY)
     request = _request(
         grids, read, replace(settings, direction=directions[0] if len(directions) == 1 else "both"),
         len(teacher.attention_layers), teacher.transformer.config.num_attention_heads,

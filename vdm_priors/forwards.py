@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from vdm_priors.conditioning import TextInput, repeat_text
+from vdm_priors.finite import require_finite
 from vdm_priors.harvest import Harvest, HarvestRequest, harvest
 from vdm_priors.inversion import InversionTrajectory, invert, probe, reconstruct
 from vdm_priors.kept_memory import KeptPath
 from vdm_priors.settings import ExtractionSettings
 
+VAE_REMEDY = "Load the teacher in float32 or bfloat16, and check the weights of its VAE."
 HIGHEST_PSNR = 100.0  # dB; an exact reconstruction has no finite one
 
 
@@ -79,7 +81,7 @@ def reconstruction_quality(
 ) -> tuple[list[dict[str, float | None]], Tensor | None]:
     """Per clip latent relative L2 and PSNR in dB, None where not measured; frames if decoded.
 
-    Frames are uint8 [B, N, H, W, 3].
+    Frames are uint8 [B, N, H, W, 3]. Raises ModelError for NaN or infinite ones.
     """
     quality: list[dict[str, float | None]]
     quality = [{"psnr_db": None, "latent_relative_l2": None} for _ in latents]
@@ -90,7 +92,9 @@ def reconstruction_quality(
         quality[index]["latent_relative_l2"] = float((x - x0).norm() / size)
     if not settings.reconstruction:
         return quality, None
-    decoded = teacher.decode(rebuilt, pixels.shape[2]).clamp(-1, 1)
+    decoded = teacher.decode(rebuilt, pixels.shape[2])
+    require_finite(decoded, "The reconstruction that the teacher's VAE decoded", VAE_REMEDY)
+    decoded = decoded.clamp(-1, 1)
     for index, (y, original) in enumerate(zip(decoded, pixels, strict=True)):
         error = float(((y - original) / 2).square().mean())  # of a signal of peak 1
         psnr = -10 * torch.tensor(max(error, 1e-10)).log10()

@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdm_priors.attention import AttentionLayer, Layout, require_finite, swapped_processors
+from vdm_priors.attention import AttentionLayer, Layout, swapped_processors
 from vdm_priors.attention_rows import (
     Where, cell_chunks, columns_by_lse, probability_chunks, rows_by_lse, rows_by_softmax,
 )
 from vdm_priors.errors import ModelError
+from vdm_priors.finite import require_finite
 from vdm_priors.harvest_request import DIRECTIONS, HEAD_SCOPES, MEMORY_COLUMNS, HarvestRequest, RowTaker
 from vdm_priors.memory import Memory, entries_of
 from vdm_priors.running_means import RunningMeans
@@ -246,7 +247,7 @@ class Harvest:
     def _require_finite(self, name: str, index: int, values: Tensor) -> None:
         require_finite(
             values,
-            f"The attention ({name}) of layer {self.layers[index].name}, recorded forward {self.forwards},",
+            f"The attention ({name}) of layer {self.layers[index].name}, recorded forward {self.forwards}",
             "Load the teacher in float32 or bfloat16 instead of float16, and check its weights.",
         )
 

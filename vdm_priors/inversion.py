@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdm_priors.attention import require_finite
 from vdm_priors.conditioning import TextInput, join_texts, repeat_text
 from vdm_priors.errors import ModelError
+from vdm_priors.finite import all_finite, broken_part, require_finite
 from vdm_priors.harvest import unrecorded
 from vdm_priors.kept_memory import KeptPath
 from vdm_priors.memory import Streams, reference_memory
 
+REMEDY = "Load the teacher in float32 or bfloat16, lower the guidance, and check the teacher's weights."
 OnStep = Callable[[int, float, Tensor], None]  # step (from 0), timestep, latents after the step
 
 
@@ -57,7 +58,7 @@ def invert(
     calls the network again, at the result so far (fixed-point iteration, as ReNoise, arXiv 2403.14602): a smaller
     round-trip error for as many forwards more, if the steps are small enough for the iteration to contract. Of a
     step's forwards a harvest records the last, whose input is best. `kept`, if given, keeps that one's keys and values.
-    Raises ModelError naming the step if a latent becomes NaN or infinite.
+    Raises ModelError naming the step, and the layer, if a prediction or a latent becomes NaN or infinite.
     """
     schedule = teacher.schedule(latents.shape)
     levels = schedule.levels(steps)
@@ -134,7 +135,7 @@ def reconstruct(
     inverted with; its prediction is thrown away. One forward a step in batch order [text, negative, reference], or two
     ([text, reference], then [negative, reference]) where the family calls its network for each: harvest entries
     0..B-1, the text's. With `kept`, what `invert` kept of the same clips, memory is of that, and no reference runs.
-    Raises ModelError naming the step if a latent becomes NaN or infinite.
+    Raises ModelError naming the step, and the layer, if a prediction or a latent becomes NaN or infinite.
     """
     schedule = teacher.schedule(trajectory.noise.shape)
     steps = len(trajectory.timesteps)
@@ -191,10 +192,18 @@ def reconstruct(
 def _predict(
     teacher: Any, latents: Tensor, t: float, embeds: TextInput, where: str, **told: float
 ) -> Tensor:
-    try:
+    def forward() -> Tensor:
         return teacher.predict(latents, t, embeds, **told).float()
+
+    try:
+        v = forward()
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
+    if not all_finite(v):
+        with unrecorded():
+            part = broken_part(teacher.networks, forward)
+        require_finite(v, f"{where}: the prediction" + f", from {part} on" * (part is not None), REMEDY)
+    return v
 
 
 def _check_batch(latents: Tensor, embeds: TextInput) -> None:
@@ -206,9 +215,4 @@ def _check_batch(latents: Tensor, embeds: TextInput) -> None:
 
 
 def _check_latents(latents: Tensor, where: str) -> None:
-    require_finite(
-        latents,
-        f"{where}: the latents",
-        "Load the teacher in float32 or bfloat16, lower the guidance, and check the clip and the "
-        "teacher's weights.",
-    )
+    require_finite(latents, f"{where}: the latents", REMEDY)

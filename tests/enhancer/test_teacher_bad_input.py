@@ -51,11 +51,11 @@ def recipe(tmp_path):
     return path
 
 
-def spoil(folder, change):
-    """Rewrites the transformer's weights; `change` gets them by name."""
-    weights = load_file(folder / WEIGHTS)
+def spoil(folder, change, file=WEIGHTS):
+    """Rewrites a part's weights, the transformer's unless said; `change` gets them by name."""
+    weights = load_file(folder / file)
     change(weights)
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, folder / file, metadata={"format": "pt"})
 
 
 # ---- which teacher -------------------------------------------------------------------------------
@@ -157,11 +157,20 @@ def test_nan_in_the_attention_names_layer_and_step(video, teacher, tmp_path):
     check_paragraph(stderr, "Inversion step 1 of 2", "transformer_blocks.1.attn1", "NaN or infinite")
 
 
-def test_infinite_latents_name_the_step(video, teacher, tmp_path):
-    spoil(teacher, lambda weights: weights["proj_out.bias"].fill_(float("inf")))
+INFINITE = [  # the file, a weight of it, and what is told
+    (WEIGHTS, "proj_out.bias", "Inversion step 1 of 2 (t=499): the prediction, from proj_out on: 768 of 768 values"),
+    ("vae/diffusion_pytorch_model.safetensors", "encoder.conv_in.conv.weight", "VAE made of the clip"),
+    ("vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.conv.weight", "that the teacher's VAE decoded"),
+    ("text_encoder/model.safetensors", "encoder.final_layer_norm.weight", "The embeddings of the text"),
+]
+
+
+@pytest.mark.parametrize("file, key, told", INFINITE)
+def test_infinite_numbers_name_who_made_them(video, teacher, tmp_path, file, key, told):
+    spoil(teacher, lambda weights: weights[key].fill_(float("inf")), file)
     code, _, stderr = extract(video, tmp_path / "priors", teacher=teacher)
-    assert code == 1
-    check_paragraph(stderr, "Inversion step 1 of 2", "the latents", "NaN or infinite")
+    assert code == 1 and not stored(tmp_path / "priors")
+    check_paragraph(stderr, told, "are NaN or infinite. Load the teacher in float32 or bfloat16")
 
 
 OUT = {

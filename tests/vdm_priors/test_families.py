@@ -37,6 +37,12 @@ def test_found_by_its_name_and_loaded_exactly(name):
     assert not teacher.transformer.training and not teacher.vae.training
 
 
+def test_an_index_without_a_class_is_no_teachers(tmp_path):
+    (tmp_path / "model_index.json").write_text("[]")
+    with pytest.raises(ModelError, match="names no _class_name. Give a diffusers pipeline folder"):
+        load_teacher(tmp_path)
+
+
 def test_unknown_families_are_told_the_known_ones(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "WanImageToVideoPipeline"}')
     known = "cogvideox, hunyuan_video, ltx, mochi, wan"
@@ -238,6 +244,26 @@ def test_truncated_weights_are_refused(name, tmp_path):
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="teacher .* could not be loaded"):
+        load_teacher(folder)
+
+
+@pytest.mark.parametrize("name, part, files", [
+    ("ltx", "tokenizer", "spiece.model, tokenizer.json"),
+    ("hunyuan", "tokenizer_2", "vocab.json, merges.txt, tokenizer.json"),
+])
+def test_a_tokenizer_without_its_vocabulary_is_refused(name, part, files, tmp_path):
+    """transformers would make one to which every word is unknown."""
+    folder = shutil.copytree(tiny_family(name).folder, tmp_path / "teacher")
+    (folder / part / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=f"its {part} has no vocabulary: none of {files}"):
+        load_teacher(folder)
+
+
+def test_a_truncated_text_encoder_is_named(tmp_path):
+    folder = shutil.copytree(tiny_family("ltx").folder, tmp_path / "teacher")
+    weights = folder / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="its text_encoder: SafetensorError"):
         load_teacher(folder)
 
 

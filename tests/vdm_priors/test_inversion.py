@@ -33,6 +33,7 @@ class Oracle:
         self.called = []
 
     guidance_kind = "batched"
+    networks = ()
 
     def schedule(self, shape):
         return DdimSchedule(self.alphas_cumprod, self.final_alpha_cumprod, self.timesteps)
@@ -188,6 +189,22 @@ def test_nan_names_the_step():
     oracle.predict = broken
     with pytest.raises(ModelError, match=r"Inversion step 3 of 5 \(t=599\).*NaN"):
         invert(oracle, x0, torch.zeros(2, 4, 8), 5)
+
+
+def test_a_broken_prediction_names_the_layer_that_broke_first():
+    teacher = tiny_teacher(seed=9)
+    text, _ = teacher.encode_text(["a red ball moves"])
+    weight = teacher.transformer.transformer_blocks[0].ff.net[0].proj.weight
+    kept = weight[0, 0].item()
+    weight[0, 0] = float("inf")
+    try:
+        with pytest.raises(ModelError, match=(
+                r"^Inversion step 1 of 2 \(t=499\): the prediction, from transformer_blocks\.0\.ff\.net\.0\.proj on: "
+                r"768 of 768 values are NaN or infinite\.")):
+            invert(teacher, start(1)[0], text, 2)
+    finally:
+        weight[0, 0] = kept
+    assert not any(part._forward_hooks for part in teacher.transformer.modules())
 
 
 def test_attention_nan_names_step_and_layer():

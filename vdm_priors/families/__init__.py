@@ -33,7 +33,8 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 class Teacher(Protocol):
     """What extraction asks of a family. Legend: B clips, N frames, F latent frames, L text tokens.
 
-    attention_models: the networks, with diffusers' attn_processors interface; a model in stages has several.
+    networks: the transformers, of which a model in stages has several; attention_models: the same, with diffusers'
+        attn_processors interface.
     attention_layers: their attention layers over vision, as heads are counted.
     attention_processor: one that computes bit for bit what `previous` does and also tells a recorder
         (layer index, Harvest) of it, attends to a reference as well (`streams`: vdm_priors.memory.Memory), or gives a
@@ -56,6 +57,7 @@ class Teacher(Protocol):
     guidance_kind: str
     offloaded: bool
     scheduler: Any
+    networks: Sequence[Any]
     attention_models: Sequence[Any]
     attention_layers: Sequence[AttentionLayer]
 
@@ -110,13 +112,18 @@ def load_skeleton(path_or_hub: str | Path) -> Teacher:
 def family_of(path_or_hub: str | Path) -> ModuleType:
     """The family file of a teacher, from its model_index.json alone. Raises ModelError as `load_teacher`."""
     index = _model_index(path_or_hub)
+    if "_class_name" not in index:
+        raise ModelError(
+            f"The {INDEX_FILE} of the teacher {path_or_hub} names no _class_name. Give a diffusers pipeline folder, as "
+            f"save_pretrained writes it."
+        )
     known = []
     for family in _families():
         if family.accepts(index):
             return family
         known.append(family.__name__.rpartition(".")[2])
     raise ModelError(
-        f"The teacher {path_or_hub} is a {index.get('_class_name')!r}, which no family file knows. "
+        f"The teacher {path_or_hub} is a {index['_class_name']!r}, which no family file knows. "
         f"Known families: {', '.join(known)}. Choose a model of one of them, or add a file to "
         f"vdm_priors/families."
     )

@@ -47,11 +47,11 @@ def load_pipeline(
         for part, module in pipeline.components.items():
             empty = [name for name, weight in module.named_parameters() if weight.is_meta] if _is_module(module) else []
             _require_whole(part, empty)
+            _require_vocabulary(folder / part, module)
     except Exception as error:  # diffusers, transformers and safetensors raise kinds of their own
         raise ModelError(
-            f"The {family} teacher {source} could not be loaded ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:400]}). Check that all parts that its model_index.json names are there, "
-            f"as safetensors, and of one model."
+            f"The {family} teacher {source} could not be loaded ({_reason(error)}). Check that all parts that its "
+            f"model_index.json names are there, as safetensors, and of one model."
         ) from error
     finally:
         for log in bars:
@@ -66,9 +66,17 @@ def _text_encoders(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     for part, entry in index.items():
         kind = getattr(transformers, entry[1], None) if isinstance(entry, list) and entry[0] == "transformers" else None
         if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
-            loaded[part], info = kind.from_pretrained(folder / part, output_loading_info=True, **options)
+            try:
+                loaded[part], info = kind.from_pretrained(folder / part, output_loading_info=True, **options)
+            except Exception as error:  # whose message may name neither part nor file
+                raise ModelError(f"its {part}: {_reason(error)}") from error
             _require_whole(part, sorted(info["missing_keys"]))
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    kind = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:400]
 
 
 def _is_module(part: Any) -> bool:
@@ -78,6 +86,13 @@ def _is_module(part: Any) -> bool:
 def _require_whole(part: str, missing: Sequence[str]) -> None:
     if missing:
         raise ModelError(f"the files of its {part} lack {len(missing)} weights, of them {missing[0]}")
+
+
+def _require_vocabulary(folder: Path, part: Any) -> None:
+    """transformers makes a tokenizer without a vocabulary where there is no file of it: every word is unknown then."""
+    files = getattr(part, "vocab_files_names", {}).values()
+    if files and not any((folder / name).is_file() for name in files):
+        raise ModelError(f"its {folder.name} has no vocabulary: none of {', '.join(files)}")
 
 
 def default_of(pipeline: type, option: str) -> Any:
@@ -142,12 +157,17 @@ class PipelineTeacher:
         def goes(module: Any, *_: Any) -> None:
             module.to("cpu")
 
-        for transformer in self._parts(TRANSFORMERS):
-            transformer.to(device)
+        for network in self.networks:
+            network.to(device)
         for encoder in self._parts(TEXT_ENCODERS):
             encoder.register_forward_pre_hook(comes)
             encoder.register_forward_hook(goes)
         self.offloaded = True
+
+    @property
+    def networks(self) -> list[Any]:
+        """The transformers, of which `predict` runs one."""
+        return self._parts(TRANSFORMERS)
 
     def _parts(self, names: Sequence[str]) -> list[Any]:
         """Those of these networks that the model has."""
