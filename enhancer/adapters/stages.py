@@ -106,10 +106,10 @@ def _check_rates(model: AdapterModel, stage: StageSettings) -> None:
 
 
 class _Clips(Dataset):
-    """(clip, sample) of the samples that can be read; the next one stands in for one that cannot."""
+    """(clip, sample) of the samples that can be read and that `check` lets pass; the next one stands in for another."""
 
-    def __init__(self, samples: Sequence[Sample], reader: Any) -> None:
-        self.samples, self.reader = samples, reader
+    def __init__(self, samples: Sequence[Sample], reader: Any, check: Callable[[Any], None]) -> None:
+        self.samples, self.reader, self.check = samples, reader, check
         self.problems: dict[str, Problem] = {}
 
     def __len__(self) -> int:
@@ -119,11 +119,13 @@ class _Clips(Dataset):
         for offset in range(len(self.samples)):
             sample = self.samples[(index + offset) % len(self.samples)]
             try:
-                return self.reader.get(sample.video), sample
-            except ClipError as error:
+                clip = self.reader.get(sample.video)
+                self.check(clip)
+                return clip, sample
+            except (ClipError, SampleError) as error:
                 self.problems[sample.id] = Problem(sample.id, str(error))
         raise SampleError(
-            f"None of the {len(self.samples)} clips can be read: {next(iter(self.problems.values())).reason}"
+            f"None of the {len(self.samples)} clips can be used: {next(iter(self.problems.values())).reason}"
         )
 
 
@@ -204,7 +206,7 @@ def _train_objective(
     torch.manual_seed(seed)
     objective = model.adapter.OBJECTIVES[stage.objective](model, labels_of(samples)).to(model.device)
     required = {name: p.requires_grad for name, p in model.named_parameters()}
-    clips, history = _Clips(samples, reader), _History(folder / HISTORY, progress)
+    clips, history = _Clips(samples, reader, objective.check), _History(folder / HISTORY, progress)
     arguments = training_arguments(stage.training, folder, seed, model.device)
     arguments.save_strategy, arguments.logging_strategy, arguments.logging_steps = (
         "no",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from enhancer.training import AlignmentSettings, LoraSettings
 from tests.adapters.codec_clips import motion_clip
 from tests.enhancer.priors import prior_of
 from tests.vlm_hooks.tiny_families import family_student
+from vdm_priors.errors import SampleError
+from vlm_hooks.adapters.cope import Adapter as CoPE
+from vlm_hooks.adapters.cope import CoPEConfig
 from vlm_hooks.adapters.ema import Adapter as EMA
 from vlm_hooks.adapters.ema import EMAConfig
 from vlm_hooks.adapters.model import AdapterModel
@@ -27,13 +31,17 @@ SAMPLES = [
 
 
 class Clips:
-    """A reader of random clips."""
+    """A reader of random clips; steps: after each key frame, of the samples that have others than [2, 1]."""
+
+    def __init__(self, steps=None):
+        self.steps = steps or {}
 
     def save(self, folder):
         pass
 
     def get(self, video, sampling=None):
-        return motion_clip([2, 1], seed=int(Path(video).stem))
+        number = int(Path(video).stem)
+        return motion_clip(self.steps.get(f"s{number}", [2, 1]), seed=number)
 
 
 def ema() -> AdapterModel:
@@ -108,3 +116,16 @@ def test_a_frozen_part_stays_as_it_is(tmp_path):
     changed = {name for name, value in weights(model).items() if not torch.equal(before[name], value)}
     assert changed and all(name.startswith("adapter.fusion") for name in changed)
     assert not (tmp_path / "model" / "host").exists()
+
+
+def test_clips_without_p_frames_are_left_out_of_pretraining(tmp_path):
+    torch.manual_seed(0)
+    small = CoPEConfig(motion_tokens=1, residual_tokens=1, width=16, layers=1, heads=2, trunk_width=8, trunk_blocks=1)
+    model = AdapterModel.create(family_student("qwen2_5_vl"), CoPE, small)
+    pretraining = replace(stage(steps=1, batch_size=4), objective="pretraining")
+    still = Clips({"s1": [0]})
+    assert [(p.id, p.reason[:18]) for p in run_stage(model, pretraining, SAMPLES, still, tmp_path, 0)] == [
+        ("s1", "It has no P-frame,")
+    ]
+    with pytest.raises(SampleError, match="None of the 4 clips can be used: It has no P-frame"):
+        run_stage(model, pretraining, SAMPLES, Clips({f"s{n}": [0] for n in range(4)}), tmp_path, 0)

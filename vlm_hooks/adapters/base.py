@@ -147,6 +147,9 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
+    def check(self, clip: Any) -> None:
+        """Raises SampleError for a clip that there is nothing to learn from; it is left out."""
+
     @abstractmethod
     def batch(self, clips: Sequence[Any], samples: Sequence[Any]) -> dict[str, Tensor]:
         """Tensors for B clips; samples [B] have an `id`. Runs beside the training: nothing of the model is computed."""

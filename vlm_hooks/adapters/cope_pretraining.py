@@ -96,6 +96,10 @@ class Pretraining(base.Objective):
         super().__init__(model, labels)
         self.head = DeltaPretraining(model.adapter.config, model.adapter.host.hidden)
 
+    def check(self, clip: Any) -> None:
+        if not any(len(motion.times) for motion in clip.motion):
+            raise SampleError("It has no P-frame, which CoPE's pre-training predicts.")
+
     def batch(self, clips: Sequence[Any], samples: Sequence[Any]) -> dict[str, Tensor]:
         """Also cope_moving [B, F] bool: which of a clip's F pictures, in the order of time, are P-frames'."""
         if any(motion.pictures is None and len(motion.times) for clip in clips for motion in clip.motion):

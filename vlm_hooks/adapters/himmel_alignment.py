@@ -91,6 +91,10 @@ class Alignment(base.Objective):
         super().__init__(model, labels)
         self.loss = MotionAlignment(model.adapter.config, model.adapter.host.hidden)
 
+    def check(self, clip: Any) -> None:
+        if len(clip.times) < 2:
+            raise SampleError("It has one anchor, and no interval to the next, which HY-Himmel's first stage aligns.")
+
     def batch(self, clips: Sequence[Any], samples: Sequence[Any]) -> dict[str, Tensor]:
         return {**frame_inputs(self.model, clips), **self.model.adapter.inputs(clips)}
 
