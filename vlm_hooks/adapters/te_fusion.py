@@ -27,6 +27,7 @@ from vdm_priors.errors import SampleError
 from vdm_priors.grid import TokenGrid, merge_spans
 from vlm_hooks.adapters import base
 from vlm_hooks.adapters.base import AdapterOutput, HostShape, Segment, setting
+from vlm_hooks.adapters.te_fusion_warmup import FrameClassifier
 from vlm_hooks.streams import FrameTokens
 from vlm_hooks.videos import token_spans
 
@@ -65,6 +66,7 @@ class Adapter(base.Adapter):
 
     NAME = "te_fusion"
     Config = TEFusionConfig
+    OBJECTIVES = {"classify": FrameClassifier}
 
     def __init__(self, config: TEFusionConfig, host: HostShape) -> None:
         super().__init__(config, host)
