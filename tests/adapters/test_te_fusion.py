@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from enhancer.data.samples import Sample
 from tests.vlm_hooks.tiny_families import SAVERS, family_student
 from tests.vlm_hooks.tiny_student import make_clip
 from vdm_priors.errors import SampleError
 from vlm_hooks.adapters.base import HostShape
 from vlm_hooks.adapters.model import COUNTS, AdapterModel
 from vlm_hooks.adapters.te_fusion import Adapter, Concat, QFormer, TEFusionConfig
+from vlm_hooks.adapters.motion_tensors import frame_inputs
+from vlm_hooks.adapters.te_fusion_warmup import FrameClassifier
 from vlm_hooks.frame_groups import _grouped
 
 QUESTION = "What moves?"
@@ -125,3 +130,25 @@ def test_frames_that_do_not_fill_groups_are_refused():
     model = AdapterModel.create(family_student("internvl"), Adapter, TEFusionConfig(k=3))
     with pytest.raises(SampleError, match="4 frames, which do not fill groups of 3"):
         model.student.encode([make_clip(4)], [model.student.prompt(QUESTION).text])
+
+
+def test_the_warm_up_reads_the_mean_of_each_clips_own_tokens():
+    """Against loops, clip by clip; its gradient reaches the places in a group, the compression and the tower."""
+    torch.manual_seed(0)
+    model = AdapterModel.create(family_student("internvl"), Adapter, TEFusionConfig(k=2))
+    clips, labels = [make_clip(4), make_clip(2)], {"a": ["left"], "b": ["left", "rests"]}
+    clips[1].frames = 255 - clips[1].frames
+    objective = FrameClassifier(model, labels)
+    result = objective(**objective.batch(clips, [Sample(name, Path(name), "", "") for name in labels]))
+    losses = []
+    for clip, target in zip(clips, ([1.0, 0.0], [0.5, 0.5]), strict=True):
+        with torch.no_grad():
+            tokens = model.visual_tokens(**frame_inputs(model, [clip])).frames[0].tokens
+            mean = tokens.reshape(-1, tokens.shape[-1]).mean(0)
+            scores = objective.head((mean - mean.mean()) / (mean.var(correction=0) + 1e-5).sqrt()).log_softmax(-1)
+        losses.append(-(torch.tensor(target) * scores).sum())
+    torch.testing.assert_close(result["loss"], torch.stack(losses).mean(), atol=1e-4, rtol=1e-4)
+    result["loss"].backward()
+    patches = model.host.get_submodule(model.base.PATCH_EMBEDDING).parameters()
+    for parameter in (model.adapter.order, *model.adapter.compress.parameters(), *patches):
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
