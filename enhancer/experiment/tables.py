@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import rich.table
@@ -18,30 +19,29 @@ Cells = tuple[str, list[str], list[list[str]]]  # title, heads, rows
 
 def all_tables(results: dict[str, Any]) -> list[Cells]:
     """Scores, scores by question type, tests, and costs."""
-    tables = [_scores(results), _by_type(results), _tests(results, "difference"), _tests(results, "reference"), _costs(results)]
+    tests = _tests(results, "difference"), _tests(results, "reference")
+    tables = [_scores(results), _by_type(results), *tests, _costs(results)]
     return [table for table in tables if table[2]]
 
 
 def _scores(results: dict[str, Any]) -> Cells:
-    referred = [] if results["reference"] is None else [f"Δ {results['reference']}"]
-    heads = ["student", "Overall", "Average", "Δ Overall", "Δ Average", *referred, "rank", "seeds"]
-    return (
-        "accuracy in % and paired difference from λ = 0 in points",
-        heads,
-        [
-            [
-                row["name"],
-                _interval(row["overall"]),
-                _interval(row["average"]),
-                _difference(row["difference"]),
-                _gap((row["difference"] or {}).get("average")),
-                *(_difference(row["reference"]) for _ in referred),
-                _rank(row["rank"]),
-                str(len(row["seeds"]) or NONE),
-            ]
-            for row in results["rows"]
-        ],
-    )
+    """Average stands beside Overall where there are several question types; of one it is the same number."""
+    columns: dict[str, Callable[[dict], str]] = {
+        "student": lambda row: row["name"],
+        "Overall": lambda row: _interval(row["overall"]),
+        "Average": lambda row: _interval(row["average"]),
+        "Δ Overall": lambda row: _difference(row["difference"]),
+        "Δ Average": lambda row: _gap((row["difference"] or {}).get("average")),
+        f"Δ {results['reference']}": lambda row: _difference(row["reference"]),
+        "rank": lambda row: _rank(row["rank"]),
+        "seeds": lambda row: str(len(row["seeds"]) or NONE),
+    }
+    if len(results["types"]) < 2:
+        del columns["Average"], columns["Δ Average"]
+    if results["reference"] is None:
+        del columns[f"Δ {None}"]
+    rows = [[text(row) for text in columns.values()] for row in results["rows"]]
+    return "accuracy in % and paired difference from λ = 0 in points", list(columns), rows
 
 
 def _by_type(results: dict[str, Any]) -> Cells:
@@ -85,19 +85,19 @@ def _tests(results: dict[str, Any], key: str) -> Cells:
 
 
 def _costs(results: dict[str, Any]) -> Cells:
-    rows = [
-        [
-            row["name"],
-            row["source"] or NONE,
-            _number(row["cost"].get("seconds"), 3),
-            _number(row["cost"].get("bytes"), 1, 1000),
-            _number(row["cost"].get("training"), 1),
-            _number(row["cost"].get("tokens"), 0),
-        ]
-        for row in results["rows"]
-        if row["cost"].get("training") is not None
-    ]
-    return "cost", ["student", "prior", "prior, s/clip", "prior, kB/clip", "training, s", "tokens a clip"], rows
+    """Without tokens where no answers say them."""
+    trained = [row for row in results["rows"] if row["cost"].get("training") is not None]
+    columns: dict[str, Callable[[dict], str]] = {
+        "student": lambda row: row["name"],
+        "prior": lambda row: row["source"] or NONE,
+        "prior, s/clip": lambda row: _number(row["cost"].get("seconds"), 3),
+        "prior, kB/clip": lambda row: _number(row["cost"].get("bytes"), 1, 1000),
+        "training, s": lambda row: _number(row["cost"]["training"], 1),
+        "tokens a clip": lambda row: _number(row["cost"].get("tokens"), 0),
+    }
+    if all(row["cost"].get("tokens") is None for row in trained):
+        del columns["tokens a clip"]
+    return "cost", list(columns), [[text(row) for text in columns.values()] for row in trained]
 
 
 def _interval(of: dict[str, Any] | None) -> str:
@@ -143,15 +143,17 @@ def markdown(results: dict[str, Any]) -> str:
     """For a text file or a page of docs."""
     parts = [f"# {results['name']}", results["headline"]]
     for title, heads, rows in all_tables(results):
-        lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-        parts += [
-            f"**{title}**",
-            "\n".join([*lines, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)]),
-        ]
+        parts += [f"**{title}**", markdown_table(heads, rows)]
     parts.append(
         "\n".join(f"- {sentence}" for sentence in [*results["sentences"], *results["notes"], *results["missing"]])
     )
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(heads: list[str], rows: list[list[str]]) -> str:
+    """One table, its first column to the left and the others to the right."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(_cell(cell) for cell in row) + " |" for row in rows)])
 
 
 def _cell(text: str) -> str:

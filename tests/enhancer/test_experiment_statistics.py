@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import runpy
+import shutil
 from itertools import product
+from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from enhancer.experiment.page import write_page
 from enhancer.experiment.results import make_results
 from enhancer.experiment.statistics import estimate, flips_over_questions, flips_over_seeds, holm
 from enhancer.experiment.tables import markdown
-from enhancer.runfolder import write_json, write_lines
+from enhancer.runfolder import read_json, write_json, write_lines
 from vdm_priors.errors import UserError
 
 
@@ -175,3 +179,59 @@ def test_the_page_escapes_and_stands_alone(folder):
     assert "| better |" in text and "▲" in text and "▼" in text
     with pytest.raises(UserError, match="not a matrix's folder"):
         write_page(folder / "report.html", [folder.parent])
+
+
+def test_one_differing_question_or_seed_has_no_sign():
+    d_sq = np.array([[0, 1, 0], [0, 1, 0]], float)
+    assert flips_over_questions(d_sq) == 1.0 and flips_over_seeds(d_sq) == 0.5
+    assert flips_over_seeds(np.array([[0, 1], [0, 0]], float)) == 1.0
+
+
+def test_every_student_is_held_against_the_reference_as_well(folder):
+    alone = make_results(folder)
+    plan = read_json(folder / "plan.json", {})
+    write_json(folder / "plan.json", {**plan, "reference": "better"})
+    results = make_results(folder)
+    rows, before = ({row["name"]: row for row in of["rows"]} for of in (results, alone))
+    assert results["reference"] == "better" and rows["better"]["reference"] is None
+    assert rows["before training"]["reference"] is None and rows["none"]["reference"] is not None
+    for name in ("alike", HOSTILE):
+        gap = rows[name]["reference"]
+        assert gap["value"] == pytest.approx(rows[name]["overall"]["value"] - rows["better"]["overall"]["value"])
+        assert rows[name]["difference"] == before[name]["difference"]  # Holm's correction is of each kind alone
+    assert rows["none"]["reference"]["value"] == pytest.approx(-rows["better"]["difference"]["value"])
+    assert any(s.startswith(f"{HOSTILE}: lowers accuracy") and "against better" in s for s in results["sentences"])
+    text = markdown(results)
+    assert "Δ better" in text and "paired tests against better" in text and "Δ better" not in markdown(alone)
+    assert write_page(folder / "report.html", [folder]).read_text().count("<svg") == 3
+
+
+def test_docs_get_a_finished_matrix_only(folder, tmp_path, monkeypatch):
+    """docs/tools/matrices.py: a matrix's part stands between its marks, and its pictures stand alone."""
+    tool = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "tools" / "matrices.py"))
+    publish, page = tool["main"], tmp_path / "compare.md"
+    (tmp_path / "pictures").mkdir()
+    page.write_text("by hand\n<!-- matrix mine -->\nlast time\n<!-- end -->\nalso by hand\n")
+    monkeypatch.setitem(publish.__globals__, "DOCS", tmp_path)
+    monkeypatch.setitem(publish.__globals__, "PAGE", page)
+    record = {"status": "finished", "machine": "2 cores", "finished": "2026-11-22T03:56:29+00:00"}
+    record |= {"command": "enhancer compare mine output=/secret -q", "seconds": {"students": 90.0, "data": 30.0}}
+    write_json(folder / "run.json", record)
+    plan = read_json(folder / "plan.json", {})
+    with pytest.raises(SystemExit, match="is not finished"):  # a seed's answers are missing
+        publish([folder])
+    cells = [cell for cell in plan["cells"] if cell["name"] != "late"]
+    write_json(folder / "plan.json", {**plan, "name": "mine", "reference": "better", "cells": cells})
+    shutil.copytree(folder.parent / "shared/students/0/asked/a/seed0", folder.parent / "shared/base/b/asked/a/base")
+    publish([folder])
+    publish([folder])  # again: in place of what was there
+    text = page.read_text()
+    assert text.startswith("by hand\n<!-- matrix mine -->\n") and text.endswith("<!-- end -->\nalso by hand\n")
+    assert "`enhancer compare mine` on 2 cores, 2026-11-22: 2 minutes." in text and "last time" not in text
+    assert text.count("| better |") == 2 and text.count("![") == 2 and "raises accuracy" in text  # scores, by type
+    for name in ("mine", "mine-reference"):
+        drawn = ElementTree.parse(tmp_path / "pictures" / f"{name}.svg").getroot()
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg" and "script" not in {part.tag for part in drawn.iter()}
+    write_json(folder / "plan.json", {**plan, "name": "unknown", "cells": cells})
+    with pytest.raises(SystemExit, match="has no line `<!-- matrix unknown -->`"):
+        publish([folder])
