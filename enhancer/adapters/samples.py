@@ -35,9 +35,18 @@ def captions(path: Path) -> dict[str, str]:
 
 
 def samples_of(recipe: AdapterRecipe, stage: StageSettings, root: Path) -> tuple[list[Sample], list[Problem]]:
-    """A stage's training samples."""
+    """A stage's training samples. Raises SampleError where none is of the stage's types."""
     file = root / (stage.train or recipe.data.train)
-    return stage_samples(file, root, recipe.data.format, stage.text, recipe.caption_question, recipe.data.limit_train)
+    samples, problems = stage_samples(
+        file, root, recipe.data.format, stage.text, recipe.caption_question, recipe.data.limit_train
+    )
+    if stage.types is None:
+        return samples, problems
+    there = sorted({sample.question_type for sample in samples})
+    samples = [sample for sample in samples if sample.question_type in stage.types]
+    if not samples:
+        raise SampleError(f"stages.{stage.name}.types: {file} has {', '.join(there)}, and none of {stage.types}.")
+    return samples, problems
 
 
 def stage_samples(

@@ -117,6 +117,7 @@ class StageSettings:
         choices=TEXTS,
     )
     train: str | None = option(None, "file of this stage's samples, relative to data.root; null is data.train")
+    types: list[str] | None = option(None, "question types that this stage learns from; null is all")
     training: StageTraining = option(StageTraining())
 
 

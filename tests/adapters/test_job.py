@@ -13,7 +13,7 @@ import enhancer.adapters.stages as stages
 from enhancer.adapters.arms import ARMS, unused_motion
 from enhancer.adapters.reading import ClipReader, partners
 from enhancer.adapters.reencode import reencoded
-from enhancer.adapters.samples import labels_of, stage_samples
+from enhancer.adapters.samples import labels_of, samples_of, stage_samples
 from enhancer.adapters.schema import AdapterRecipe, ReadingSettings
 from enhancer.console import Console
 from enhancer.data.samples import Sample
@@ -22,7 +22,7 @@ from enhancer.recipe import build
 from enhancer.video.codec import read_motion
 from enhancer.world import WorldSettings, make_world
 from enhancer.world.make import write_clip
-from vdm_priors.errors import RecipeError, UserError
+from vdm_priors.errors import RecipeError, SampleError, UserError
 from vlm_hooks.adapters.inputs import MotionClip
 from vlm_hooks.adapters.model import AdapterModel
 
@@ -130,6 +130,14 @@ def test_captions_are_asked_for(world):
     assert all("the camera" in s.answer for s in samples)
     rows = json.loads((world / "train.json").read_text())
     assert samples[0].answer == rows[0]["caption"]
+
+
+def test_a_stage_may_learn_from_some_question_types_alone(world, tmp_path):
+    loaded = recipe(world, tmp_path, stages=[{"name": "a", "types": ["LM"]}, {"name": "b", "types": ["CM", "MR"]}])
+    samples, _ = samples_of(loaded, loaded.stages[0], world)
+    assert len(samples) == 4 and {s.question_type for s in samples} == {"LM"}
+    with pytest.raises(SampleError, match="stages.b.types: .*train.json has LM, and none of"):
+        samples_of(loaded, loaded.stages[1], world)
 
 
 def test_a_chain_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
