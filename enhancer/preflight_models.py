@@ -13,9 +13,10 @@ from typing import Any
 from enhancer.memory import MB, device_memory, saying
 from enhancer.recipe_schema import EnhanceRecipe, TeacherSettings
 from enhancer.shipped import student_path, teacher_path
-from vdm_priors.errors import ClipError, ModelError
+from vdm_priors.errors import ClipError, ModelError, RecipeError
 
 STUDENT_WEIGHTS, TEACHER_WEIGHTS = ("*.safetensors", "*.bin"), ("*.safetensors",)
+ANY_SHAPE = (1, 1, 1, 1, 1)  # of latents: how many steps there are does not depend on it
 OFFLINE = ("couldn't connect", "offline mode")  # how transformers says that the hub was not asked
 
 
@@ -99,7 +100,7 @@ def checked_skeleton(path_or_hub: str, settings: TeacherSettings, report: Any) -
 
 
 def check_teacher_settings(settings: TeacherSettings, skeleton: Any, report: Any) -> None:
-    """Faults for a number of frames, a frame size or layers that the teacher would refuse."""
+    """Faults for a number of frames or of steps, a frame size or layers that the teacher would refuse."""
     if settings.sampling.frames is None:  # a local teacher's own number was filled in before, if it has one
         report.faults.append("teacher.sampling.frames is null, but the teacher's configurations do not say how many "
                              "frames it was trained on: set it.")
@@ -116,13 +117,15 @@ def check_teacher_settings(settings: TeacherSettings, skeleton: Any, report: Any
         skeleton.frame_size(tuple(settings.size) if settings.size else None)
     except ModelError as error:
         report.faults.append(f"teacher.size: {error}")
-    layers, there = settings.extraction.layers, len(skeleton.attention_layers)
-    strange = [layer for layer in layers or () if not -there <= layer < there]
-    if layers == []:
-        report.faults.append("teacher.extraction.layers names no layer: null takes all.")
-    elif strange:
-        report.faults.append(f"teacher.extraction.layers names {strange}, but the teacher has attention layers 0 to "
-                             f"{there - 1} (-{there} to -1 from the last): name some of these; null takes all.")
+    try:
+        settings.extraction.layers_of(len(skeleton.attention_layers))
+    except RecipeError as error:
+        report.faults.append(str(error))
+    try:
+        if settings.extraction.denoises or settings.extraction.harvest_at == "inversion":
+            skeleton.schedule(ANY_SHAPE).levels(settings.extraction.steps)
+    except ModelError as error:
+        report.faults.append(f"teacher.extraction.steps: {error}")
 
 
 def teacher_costs(settings: TeacherSettings, skeleton: Any, report: Any, whose: str = "") -> None:

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from enhancer.recipe import nearest_name
 from vdm_priors.errors import RecipeError
-from vdm_priors.settings import MODES
+from vdm_priors.settings import ExtractionSettings
 
 REPOSITORY_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 INSTALLED_RECIPES = Path(__file__).resolve().parent / "_recipes"
@@ -89,7 +89,7 @@ def read_raw(path: Path, overrides: list[str] = ()) -> dict:
 def apply_override(raw: dict, override: str) -> None:
     """Sets one dotted key of plain values; a list's element is addressed by its number or its `name`.
 
-    A `mode` of the extraction takes the keys out that it stands for, which the recipe may set otherwise.
+    Of the extraction's `mode` and the keys that it stands for, the later word counts.
     """
     dotted, equals, text = override.partition("=")
     if not equals or not dotted.strip():
@@ -106,10 +106,10 @@ def apply_override(raw: dict, override: str) -> None:
         node = node[_element(node, key, override)]
         if not isinstance(node, (dict, list)):
             raise RecipeError(f"The override '{override}' goes below '{'.'.join(parents[:i + 1])}', which is a single value.")
-    if last == "mode" and isinstance(node, dict) and isinstance(value, str):
-        for key in MODES.get(value, {}):
-            node.pop(key, None)  # a mode that is given later counts more than its keys in the recipe
-    node[_element(node, last, override)] = value
+    if parents and parents[-1] == "extraction" and isinstance(node, dict):
+        ExtractionSettings.set_key(node, last, value)
+    else:
+        node[_element(node, last, override)] = value
 
 
 def _element(node: Any, key: str, override: str) -> Any:

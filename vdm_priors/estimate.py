@@ -139,7 +139,8 @@ def estimate(
         weights=(sum(parameters.values()) - offload * sum(others)) * size_of,
         visiting=offload * max(others) * size_of,
         activations=batch_size * widest * ACTIVATIONS * queries * model_width * size_of,
-        harvest=batch_size * _harvest_bytes(settings, vision, config.num_attention_heads, len(layers), harvested_text),
+        harvest=batch_size * _harvest_bytes(
+            settings, vision, config.num_attention_heads, len(teacher.attention_layers), harvested_text),
         kept=settings.keeps_path * batch_size * settings.steps * len(layers) * 2 * queries * model_width * size_of,
     )
 
@@ -179,8 +180,7 @@ def _harvest_bytes(settings: ExtractionSettings, vision: int, heads: int, layers
 
     Rows that are streamed are not kept (vdm_priors.extract.query_rows).
     """
-    harvested = layers if settings.layers is None else len(set(settings.layers))
-    judged = heads * (harvested if settings.head_scope == "layer_head" else 1)
+    judged = heads * (len(settings.layers_of(layers)) if settings.head_scope == "layer_head" else 1)
     rows, streamed = query_rows(settings, vision, judged)
     kept = vision if rows == "all" else min(int(rows), vision)
     if not settings.head_selection or streamed:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vdm_priors.conditioning import said_by
 from vdm_priors.confidence import confidence_report, word_weights
-from vdm_priors.errors import ClipError, RecipeError
+from vdm_priors.errors import ClipError
 from vdm_priors.finite import require_finite
 from vdm_priors.forwards import VAE_REMEDY, reconstruction_quality, run_teacher, to_frames
 from vdm_priors.grid import TokenGrid
@@ -253,14 +253,8 @@ def _request(
     grids: list[TokenGrid], read: list[TeacherText], settings: ExtractionSettings, layers: int, heads: int
 ) -> HarvestRequest:
     """What to harvest from a teacher of `layers` × `heads`. Raises RecipeError for layers it does not have."""
-    strange = [layer for layer in settings.layers or () if not -layers <= layer < layers]
-    if strange:
-        raise RecipeError(
-            f"teacher.extraction.layers names {strange}, but the teacher has attention layers 0 to {layers - 1} "
-            f"(-{layers} to -1 from the last). Name some of these; null takes all."
-        )
-    harvested_layers = layers if settings.layers is None else len({layer % layers for layer in settings.layers})
-    judged = heads * (harvested_layers if settings.head_scope == "layer_head" else 1)
+    harvested = settings.layers_of(layers)
+    judged = heads * (len(harvested) if settings.head_scope == "layer_head" else 1)
     rows, streamed = query_rows(settings, grids[0].num_tokens, judged)
     chosen = sample_rows(grids[0], rows, settings.seed) if settings.head_selection else None
     streamed, mask = streamed and chosen is not None, motion_mask(settings)
@@ -270,7 +264,7 @@ def _request(
         row_taker=(lambda clip: HeadAccumulator(grids[clip], mask, chosen)) if streamed else None,
         direction=settings.direction,
         batch_index=range(len(read)),  # the text entries of reconstruct's batch
-        layers="all" if settings.layers is None else [layer % layers for layer in settings.layers],
+        layers=harvested,
         head_scope=settings.head_scope,
         memory_columns=settings.memory_columns,
     )

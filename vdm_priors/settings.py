@@ -52,6 +52,7 @@ class ExtractionSettings:
 
     `mode` is a name for a few of the other keys (MODES): those that stand at their defaults are set, and it is None
     then, so that settings which do the same are equal. Raises RecipeError if a key beside it says something else.
+    In a recipe's overrides the later word counts (`set_key`).
 
     Some keys decide nothing beside others. `effective` leaves those out, so that they neither
     change a prior's key in a store nor stand in its provenance:
@@ -206,6 +207,35 @@ class ExtractionSettings:
                 )
         return {**keys, **stands}
 
+    @staticmethod
+    def set_key(keys: dict[str, Any], name: str, value: Any) -> None:
+        """Sets one of these keys after the others: it counts more than a mode before it, and a mode more than its keys."""
+        before = keys.get("mode")
+        if name == "mode":
+            for key in MODES.get(value, {}) if isinstance(value, str) else ():
+                keys.pop(key, None)
+        elif isinstance(before, str) and name in MODES.get(before, {}):
+            del keys["mode"]
+            keys.update(MODES[before])
+        keys[name] = value
+
+    def layers_of(self, count: int) -> list[int]:
+        """The layers that are harvested of a teacher that has `count`, rising.
+
+        Raises RecipeError for none, and for some that it does not have.
+        """
+        if self.layers is None:
+            return list(range(count))
+        strange = [layer for layer in self.layers if not -count <= layer < count]
+        if strange:
+            raise RecipeError(
+                f"teacher.extraction.layers names {strange}, but the teacher has attention layers 0 to {count - 1} "
+                f"(-{count} to -1 from the last). Name some of these; null takes all."
+            )
+        if not self.layers:
+            raise RecipeError("teacher.extraction.layers names no layer. Name some; null takes all.")
+        return sorted({layer % count for layer in self.layers})
+
     @property
     def denoises(self) -> bool:
         """Whether the clip is denoised, for the harvest or for the figure of its reconstruction."""
@@ -247,9 +277,10 @@ class ExtractionSettings:
 
     def validate(self) -> None:
         """Raises RecipeError naming every field that is out of its limits."""
-        faults = [fault for f in fields(self) if (fault := _fault(f.name, getattr(self, f.name), f.metadata))]
-        if self.layers is not None and not self.layers:
-            faults.append("layers names no layer (null is all)")
+        faults = [
+            fault for f in fields(self)
+            if (value := getattr(self, f.name)) is not f.default and (fault := _fault(f.name, value, f.metadata))
+        ]
         if faults:
             raise RecipeError(f"Extraction settings: {'; '.join(faults)}. Correct them.")
 
@@ -259,7 +290,7 @@ def _yaml(value: Any) -> str:
 
 
 def _fault(name: str, value: Any, limits: Any) -> str | None:
-    if limits["choices"] and value is not None and value not in limits["choices"]:
+    if limits["choices"] and value not in limits["choices"]:
         return f"{name} must be one of {', '.join(limits['choices'])}, not {value!r}"
     if limits["pattern"] and isinstance(value, str) and not re.fullmatch(limits["pattern"], value):
         return f"{name} must match {limits['pattern']}, not {value!r}"

@@ -113,6 +113,8 @@ def _document(out: Path, measured: dict[str, Any]) -> dict[str, Any]:
         return {**measured, "threads": torch.get_num_threads(), "cells": {}}
     try:
         document = json.loads(out.read_text(encoding="utf-8"))
+        # options that came later stand at their defaults
+        document["settings"] = {**asdict(ExtractionSettings()), **document.get("settings", {})}
         differing = [key for key, value in measured.items() if document.get(key) != value]
     except (ValueError, AttributeError) as error:
         raise UserError(f"{out} is no fidelity table ({error}): give another file.") from error

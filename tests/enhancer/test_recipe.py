@@ -107,21 +107,42 @@ def test_a_mode_given_later_counts_more_than_its_keys_in_the_file(tmp_path):
     extraction = build(EnhanceRecipe, raw).teacher.extraction
     assert (extraction.harvest_at, extraction.memory_from, extraction.mode) == ("denoise", "inversion", None)
     assert yaml.safe_load(to_yaml(build(EnhanceRecipe, raw)))["teacher"]["extraction"]["mode"] is None
-    apply_override(raw, "teacher.extraction.reconstruction=true")  # the mode's own key, after it: no contradiction
-    assert build(EnhanceRecipe, raw).teacher.extraction.reconstruction
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    (["mode=inversion", "reconstruction=true"],
-     "teacher.extraction: mode: inversion stands for reconstruction: false, but beside it is reconstruction: true"),
-    (["mode=quick"], "teacher.extraction: mode must be one of paper, no_guidance"),
-    (["mode=[1]"], "teacher.extraction: mode must be one of paper"),
+@pytest.mark.parametrize(("overrides", "found"), [
+    (["mode=kept_keys", "guidance=3"], {"guidance": 3.0, "memory_from": "inversion", "harvest_at": "denoise"}),
+    (["guidance=3", "mode=kept_keys"], {"guidance": 1.0, "memory_from": "inversion", "harvest_at": "denoise"}),
+    (["mode=inversion", "reconstruction=true"], {"harvest_at": "inversion", "reconstruction": True}),
+    (["mode=kept_keys", "steps=3"], {"steps": 3, "guidance": 1.0, "memory_from": "inversion"}),
+    (["mode=kept_keys", "mode=plain"], {"guidance": 1.0, "memory": False}),
+    (["mode=plain", "mode=null"], {"harvest_at": "denoise"}),
 ])
-def test_a_mode_and_a_key_against_it(overrides, message):
-    raw = read_raw(find_recipe("quickstart"), [f"teacher.extraction.{override}" for override in overrides])
+def test_of_a_mode_and_a_key_in_overrides_the_later_counts(overrides, found):
+    raw = read_raw(find_recipe("quickstart"), ["teacher.extraction={}"])
+    for override in overrides:
+        apply_override(raw, f"teacher.extraction.{override}")
+    extraction = build(EnhanceRecipe, raw).teacher.extraction
+    assert {name: getattr(extraction, name) for name in found} == found
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"mode": "inversion", "reconstruction": True},
+     "teacher.extraction: mode: inversion stands for reconstruction: false, but beside it is reconstruction: true"),
+    ({"mode": "quick"}, "teacher.extraction: mode must be one of paper, no_guidance"),
+    ({"mode": [1]}, "teacher.extraction: mode must be one of paper"),
+])
+def test_a_mode_and_a_key_against_it_in_a_file(keys, message):
+    raw = read_raw(find_recipe("quickstart"))
+    raw["teacher"]["extraction"] = keys
     with pytest.raises(RecipeError) as error:
         build(EnhanceRecipe, raw)
     assert message in str(error.value) and "1 error" in str(error.value)
+
+
+def test_a_mode_elsewhere_is_a_key_like_others():
+    raw = {"adapter": {"mode": "a", "memory": 1}}
+    apply_override(raw, "adapter.mode=plain")
+    assert raw == {"adapter": {"mode": "plain", "memory": 1}}
 
 
 def test_yaml_round_trip():

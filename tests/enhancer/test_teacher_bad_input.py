@@ -18,6 +18,7 @@ from enhancer.memory import is_out_of_memory
 from enhancer.runfolder import read_json, read_lines
 from tests.enhancer.test_bad_input import TEXT, call, check_paragraph, stored
 from tests.enhancer.tiny_run import recipe_values, teacher_folder, write_data, write_video
+from tests.vdm_priors.tiny_families import tiny_family
 from vdm_priors.errors import ModelError
 from vdm_priors.prior import MotionPrior
 
@@ -83,11 +84,19 @@ def test_a_hub_that_cannot_be_reached_says_how_to_point_to_a_folder(video, tmp_p
 
 
 @pytest.mark.parametrize("layers, message", [
-    ("[]", "teacher.extraction.layers names no layer: null takes all"),
+    ("[]", "teacher.extraction.layers names no layer. Name some; null takes all"),
     ("[0,7]", "teacher.extraction.layers names [7], but the teacher has attention layers 0 to 1")])
 def test_layers_that_are_none_or_not_there_are_refused_before_anything_loads(recipe, layers, message):
     code, out, stderr = call("validate", recipe, f"teacher.extraction.layers={layers}")
     assert code != 0 and message in " ".join((out + stderr).split())
+
+
+def test_steps_that_its_schedule_does_not_have_are_refused_before_anything_loads(recipe):
+    given = [f"teacher.model={tiny_family('mochi').folder}", "teacher.sampling.frames=7", "teacher.size=[32,48]",
+             "teacher.extraction.steps=1"]
+    code, out, stderr = call("validate", recipe, *given)
+    assert code == 1 and "teacher.extraction.steps: The teacher's scheduler takes 2 to 1000 steps, not 1" in out, stderr
+    assert call("validate", recipe, *given, "teacher.extraction.mode=noise")[0] == 0  # which needs no way to noise
 
 
 def truncate(teacher):

@@ -114,20 +114,21 @@ def test_arithmetic_of_a_forward_of_every_family(name):
     assert cost.forward_flops == pytest.approx(counted(teacher, latents, text), rel=0.3 if name == "mochi" else 0.15)
 
 
-@pytest.mark.parametrize("direction, scope, select, layers", [
-    ("t2v", "head", True, None), ("both", "head", True, None), ("v2t", "layer_head", True, None),
-    ("t2v", "layer_head", True, [-1]), ("both", "head", False, None)])
-def test_harvest_bytes_are_those_of_the_sums(direction, scope, select, layers, monkeypatch):
-    """Against the tensors that a harvest really keeps."""
-    teacher, kept = tiny_family("cogvideox"), []
-    settings = ExtractionSettings(steps=1, direction=direction, head_scope=scope, head_selection=select, layers=layers,
-                                  rows="all", harvest_at="noise", reconstruction=False)
+@pytest.mark.parametrize("name, direction, scope, select, layers", [
+    ("cogvideox", "t2v", "head", True, None), ("cogvideox", "both", "head", True, None),
+    ("cogvideox", "v2t", "layer_head", True, None), ("cogvideox", "t2v", "layer_head", True, [-1, 1]),
+    ("cogvideox", "both", "head", False, None), ("wan22", "t2v", "layer_head", True, None)])
+def test_harvest_bytes_are_those_of_the_sums(name, direction, scope, select, layers, monkeypatch):
+    """Against the tensors that a harvest really keeps; probes at 250 and 750 meet both stages of Wan 2.2."""
+    teacher, kept = tiny_family(name), []
+    settings = ExtractionSettings(steps=2, direction=direction, head_scope=scope, head_selection=select, layers=layers,
+                                  rows="all", harvest_at="noise", noise_ceiling=1.0, reconstruction=False)
     monkeypatch.setattr("vdm_priors.extract.run_teacher", lambda *rest: kept.append(run_teacher(*rest)) or kept[0])
-    extract_priors(teacher, [random_clip(9)], ["the red ball moves left"], settings, size=SIZE)
+    extract_priors(teacher, [random_clip(FRAMES[name])], ["the red ball moves left"], settings, size=SIZE)
     harvested = kept[0][0]
     held = sum(x.nbytes for x in (harvested.t2v, harvested.v2t, harvested.v2v) if x is not None)
     text = harvested.request.text_tokens
-    cost = estimate(teacher, settings, 9, SIZE, dtype="float32", harvested_text=text, count_vae=False)
+    cost = estimate(teacher, settings, FRAMES[name], SIZE, dtype="float32", harvested_text=text, count_vae=False)
     assert cost.harvest == held > 0
 
 

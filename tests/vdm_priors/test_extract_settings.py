@@ -115,3 +115,17 @@ def test_a_mode_and_a_key_against_it_are_refused():
     with pytest.raises(RecipeError, match="mode must be one of paper"):
         ExtractionSettings(mode="quick")
     assert ExtractionSettings(mode="paper", guidance=3.0).guidance == 3.0
+
+
+@pytest.mark.parametrize("name, value", [("harvest_at", None), ("direction", "sideways"), ("steps", 0), ("rows", "few")])
+def test_values_that_are_none_of_an_options_are_refused(name, value):
+    with pytest.raises(RecipeError, match=f"Extraction settings: {name} must .*not {value!r}"):
+        replace(FAST, **{name: value}).validate()
+
+
+def test_layers_of_a_teacher():
+    assert ExtractionSettings().layers_of(3) == [0, 1, 2]
+    assert ExtractionSettings(layers=[2, -1, 0]).layers_of(3) == [0, 2]
+    for layers, message in (([], "names no layer"), ([0, 3], r"names \[3\], .* layers 0 to 2 \(-3 to -1"), ([-4], "-4")):
+        with pytest.raises(RecipeError, match=message):
+            ExtractionSettings(layers=layers).layers_of(3)

@@ -105,6 +105,9 @@ def test_it_goes_on_with_the_rest_and_refuses_figures_of_something_else(world, t
 
     monkeypatch.setattr("enhancer.world.fidelity._measured", measured)
     measure_cells(teacher, world, truth, [NOISE], out, clips=2)
+    older = json.loads(out.read_text())
+    del older["settings"]["mode"]  # written before there was this option
+    out.write_text(json.dumps(older))
     document = measure_cells(teacher, world, truth, [NOISE, DENOISE], out, clips=2)
     assert made == [("noise", 2), ("denoise", 2)] and len(document["cells"]) == 2
     document = measure_cells(teacher, world, truth, [NOISE], out, clips=3)  # more clips: what is there stays
