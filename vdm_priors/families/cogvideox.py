@@ -22,8 +22,9 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor
 
 from vdm_priors.errors import ModelError
-from vdm_priors.families._base import PipelineTeacher, Span, load_pipeline
+from vdm_priors.families._base import PipelineTeacher, Span
 from vdm_priors.families._cogvideox_attention import CogVideoXAttention
+from vdm_priors.families._loading import load_pipeline
 from vdm_priors.families._processors import Keeper
 from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.fingerprint import hub_commit

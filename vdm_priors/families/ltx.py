@@ -25,8 +25,9 @@ from torch import Tensor
 from vdm_priors.attention import AttentionLayer, Layout
 from vdm_priors.conditioning import MaskedText
 from vdm_priors.errors import ModelError
-from vdm_priors.families._base import PipelineTeacher, Span, default_of, load_pipeline, separate_layers
+from vdm_priors.families._base import PipelineTeacher, Span, default_of, separate_layers
 from vdm_priors.families._flow import flow_schedule, require_flow
+from vdm_priors.families._loading import load_pipeline
 from vdm_priors.families._processors import Keeper, RecordingProcessor, split_heads
 from vdm_priors.families._skeleton import skeleton_pipeline
 from vdm_priors.memory import Memory

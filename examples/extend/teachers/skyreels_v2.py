@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vdm_priors.errors import ModelError
 from vdm_priors.families import wan
-from vdm_priors.families._base import PipelineTeacher, default_of, load_pipeline
+from vdm_priors.families._base import PipelineTeacher, default_of
 from vdm_priors.families._flow import require_flow
+from vdm_priors.families._loading import load_pipeline
 from vdm_priors.families._skeleton import skeleton_pipeline
 
 
