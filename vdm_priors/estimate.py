@@ -216,7 +216,7 @@ def smaller_choices(
     choices: dict[str, Estimate] = {}
     if now.batch_size > 1:
         choices["teacher.batch_size=1"] = again(batch_size=1)
-    if not now.offload:
+    if not now.offload and _computes_on_a_gpu(teacher):
         choices["teacher.offload=true"] = again(offload=True)
     if now.dtype == "float32":
         choices["teacher.dtype=bfloat16"] = again(dtype="bfloat16")
@@ -237,6 +237,11 @@ def smaller_choices(
         choices["teacher.extraction.memory_from=forward"] = again(settings=replace(settings, memory_from="forward"))
     saving = [(key, cost) for key, cost in choices.items() if cost.memory < now.memory]
     return sorted(saving, key=lambda choice: choice[1].memory)
+
+
+def _computes_on_a_gpu(teacher: Any) -> bool:
+    """Where it does not, what is offloaded stays in the same memory. A skeleton is asked for this machine."""
+    return torch.cuda.is_available() if teacher.device.type == "meta" else teacher.device.type == "cuda"
 
 
 def _takes(teacher: Any, size: tuple[int, int]) -> bool:

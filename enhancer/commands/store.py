@@ -95,13 +95,18 @@ def _age(seconds: float) -> str:
 # ---- verify --------------------------------------------------------------------------------------
 
 def verify_store(folder: Path, delete: bool, console: Console) -> bool:
-    """Holds every prior against its checksum; True where none is damaged, or all that are have been deleted."""
+    """Holds every prior against its checksum and its key; True where none is damaged, or all that are have been deleted.
+
+    Damaged is what a filling would make again.
+    """
+    from enhancer.filling import stored_prior
+
     store, damaged = open_store(folder), []
     keys = store.keys()
     with console.bar("verifying", len(keys), "prior") as bar:
         for done, key in enumerate(keys, 1):
             try:
-                store.get(key)
+                stored_prior(store, key)
             except StoreError as error:
                 damaged.append(key)
                 told = f"✗ {store.path(key)}: {error.__cause__ or error}"

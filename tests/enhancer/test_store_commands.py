@@ -115,6 +115,15 @@ def test_verify_finds_and_deletes_the_damaged_ones(store, keys):
     assert code == 0 and "deleted" in text and sorted(store.keys()) == sorted([keys[0], keys[2]])
 
 
+def test_verify_finds_a_prior_of_another_key(store, keys):
+    prior = store.get(keys[0])
+    prior.provenance["key"] = keys[0]
+    store.put(keys[0], prior)
+    store.put("f" * 32, prior)  # as after renaming the file
+    code, text = call("verify", store.folder, columns=400)
+    assert code == 1 and "4 of 5 priors are whole, 1 damaged" in text and f"its own key is {keys[0]}" in text
+
+
 # ---- gc ------------------------------------------------------------------------------------------
 
 def make_run(folder, keys, status="finished"):

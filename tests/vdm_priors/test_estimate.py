@@ -142,7 +142,8 @@ def test_offloaded_parts_visit_one_at_a_time(tmp_path):
     assert away.memory == away.weights + max(away.visiting, away.activations + away.harvest) < 22 * 2**30 < whole.memory
 
 
-def test_smaller_choices_need_less_and_are_taken(tmp_path):
+def test_smaller_choices_need_less_and_are_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     skeleton = load_skeleton(write_configs("cogvideox-5b", tmp_path))
     settings = replace(PAPER, head_scope="layer_head", memory_from="inversion")
     now = estimate(skeleton, settings, batch_size=4, dtype="float32", count_vae=False)
@@ -157,6 +158,9 @@ def test_smaller_choices_need_less_and_are_taken(tmp_path):
     assert [len(keys) for keys in of_rows] == [1, 0]
     assert all(cost.memory < now.memory for _, cost in choices)
     assert [cost.memory for _, cost in choices] == sorted(cost.memory for _, cost in choices)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # offloading would stay in the same memory
+    assert {key for key, _ in choices} - {key for key, _ in smaller_choices(skeleton, settings, now)} == {
+        "teacher.offload=true"}
     for key, cost in choices:
         if key.startswith("teacher.size"):
             assert skeleton.frame_size(cost.size) == cost.size

@@ -91,6 +91,17 @@ def test_rows_are_the_dense_softmax_and_give_the_modules_own_output(name, monkey
                 close(v2t[:, ~masks[i]], torch.zeros_like(v2t[:, ~masks[i]]))
 
 
+def test_padding_that_mochi_drops_looks_nowhere():
+    """Rows of a shorter text's padding, which the batch's longest text brings into a harvest, by their log-sum-exp."""
+    teacher, latents, text = tiny_family("mochi"), latents_of("mochi"), text_of("mochi")
+    longest = int(text.mask.sum(dim=1).max())
+    with harvest(teacher, HarvestRequest(longest, direction="both")) as found:
+        teacher.predict(latents, middle("mochi", latents.shape), text)
+    padding = ~text.mask[:, :longest]
+    assert padding.any() and not found.t2v.transpose(1, 2)[padding].any()
+    assert found.t2v.transpose(1, 2)[~padding].gt(0).all()
+
+
 @every_family
 def test_head_means_layers_and_entries(name):
     teacher, latents, text = tiny_family(name), latents_of(name), text_of(name)

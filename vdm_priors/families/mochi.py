@@ -203,7 +203,9 @@ class MochiRecording(RecordingProcessor):
     def _attended(
         self, q_bhsd: Tensor, k_bhsd: Tensor, v_bhsd: Tensor, visible_b11s: Tensor, wants_lse: bool | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Output [b, h, s, d] and log-sum-exp, 0 for padding; a clip at a time, for each has a text of its own length.
+        """Output [b, h, s, d] and log-sum-exp; a clip at a time, for each has a text of its own length.
+
+        Of padding, which sees nothing, the output is 0 and the log-sum-exp so large that all probabilities are 0.
 
         The log-sum-exp [g, h, s] is of the generated clips, or of all without reference streams.
         """
@@ -228,7 +230,7 @@ class MochiRecording(RecordingProcessor):
             out[:, :, own], of_own = attention(q_bhsd[i : i + 1, :, own], k, v, lse=wanted)
             rows.append(out)
             if wanted:
-                lse = out.new_zeros(out.shape[:3], dtype=torch.float32)
+                lse = out.new_full(out.shape[:3], torch.finfo(torch.float32).max, dtype=torch.float32)
                 lse[:, :, own] = of_own
                 lses.append(lse)
         return torch.cat(rows), torch.cat(lses) if wants_lse else None
