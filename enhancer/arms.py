@@ -16,7 +16,7 @@ import torch
 
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample
-from enhancer.evaluation.multiple_choice import evaluate
+from enhancer.evaluation.answering import ask
 from enhancer.evaluation.scores import summarise
 from enhancer.filling import stored_prior
 from enhancer.processes import Process
@@ -156,7 +156,6 @@ def evaluate_arm(run: Path, recipe: EnhanceRecipe, arm: str, seed: int | None, s
     student = loaded_student(folder, recipe)
     with console.bar("evaluate", len(samples), "question") as bar:
         frames = FrameCache(read=clip_reader(recipe.data.timeout, run))
-        rows = evaluate(student, samples, sampling=recipe.student.sampling.sampling(), frame_cache=frames,
-                        batch_size=recipe.evaluate.batch_size, protocol=recipe.evaluate.protocol, progress=bar)
+        rows = ask(student, samples, recipe.evaluate, recipe.student.sampling.sampling(), frames, bar)
     write_lines(place / "answers.jsonl", rows)
     write_json(place / "scores.json", summarise(rows))

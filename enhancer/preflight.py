@@ -154,7 +154,7 @@ def _student_tokens(recipe: EnhanceRecipe, name: str | None, samples: list[Sampl
             visual_of[look] = student.num_video_tokens(*look.shape, look.times)
         visual = visual_of[look]
         try:
-            text = student.prompt(sample.question, sample.options if recipe.evaluate.protocol == "letter" else ()).text
+            text = student.prompt(sample.question, sample.options if recipe.evaluate.protocol != "option_text" else ()).text
         except UserError:
             continue  # training and evaluation list such samples
         answers = max([sample.answer, *sample.options], key=len)

@@ -189,9 +189,11 @@ class EvaluateSettings:
     """How multiple-choice questions are asked."""
 
     protocol: str = option("option_text", "letter compares the letters' likelihoods after a prompt that lists the options; "
-                                          "option_text scores each option's text as the answer",
-                           choices=("option_text", "letter"))
+                                          "option_text scores each option's text as the answer; generate lists the options "
+                                          "and reads which one the student's own words mean",
+                           choices=("option_text", "letter", "generate"))
     batch_size: int = option(32, "questions asked together", min=1, max=4096)
+    new_tokens: int = option(64, "generate: most tokens of an answer", min=1, max=4096)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import rich.table
 
 from enhancer.adapters.reading import ClipReader, Exchanged, partners
 from enhancer.data.samples import Sample
-from enhancer.evaluation.multiple_choice import evaluate
+from enhancer.evaluation.answering import ask as answers
 from enhancer.evaluation.scores import paired_difference, summarise
 from enhancer.runfolder import read_json, read_lines, write_json, write_lines
 from vdm_priors.errors import UserError
@@ -54,18 +54,7 @@ def ask(
         source = Exchanged(reader, model.adapter, found)
     student.still = arm == STILL
     try:
-        rows = (
-            evaluate(
-                student,
-                asked,
-                frame_cache=source,
-                batch_size=settings.batch_size,
-                protocol=settings.protocol,
-                progress=progress,
-            )
-            if asked
-            else []
-        )
+        rows = answers(student, asked, settings, cache=source, progress=progress) if asked else []
     finally:
         student.still = False
     write_lines(folder / f"{arm}.jsonl", rows)

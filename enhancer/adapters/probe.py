@@ -19,7 +19,7 @@ from enhancer.adapters.gops import GopReading, plan_gops, read_gops
 from enhancer.adapters.schema import ReadingSettings
 from enhancer.console import Console
 from enhancer.data.samples import Sample, load_samples
-from enhancer.evaluation.multiple_choice import evaluate
+from enhancer.evaluation.answering import ask
 from enhancer.evaluation.scores import paired_difference, summarise
 from enhancer.jobs import Job
 from enhancer.pipeline import data_root
@@ -133,14 +133,7 @@ def run(recipe: ProbeRecipe, console: Console, fresh: bool = False) -> Path:
                 continue
             clips = ConditionClips(condition, recipe.reading.gop_reading(), student.frames_per_token())
             with folder.step(condition.name), console.bar(condition.name, unit="question") as bar:
-                rows = evaluate(
-                    student,
-                    questions,
-                    frame_cache=clips,
-                    batch_size=recipe.evaluate.batch_size,
-                    protocol=recipe.evaluate.protocol,
-                    progress=bar,
-                )
+                rows = ask(student, questions, recipe.evaluate, cache=clips, progress=bar)
             write_lines(answers, rows)
         write_json(folder.folder / "table.json", _table(recipe, folder.folder))
         _show(folder.folder, console)

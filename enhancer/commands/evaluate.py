@@ -229,7 +229,6 @@ def _summary(rows: list[dict], benchmark: Benchmark | None, asking: Asking) -> d
         rows = [{**row, "question_type": benchmark.short(row["question_type"])} for row in rows]
     summary = {
         **summarise(rows),
-        "unparsed": sum("response" in row and bool(row["options"]) and row["chosen"] is None for row in rows),
         "open": sum("response" in row and not row["options"] for row in rows),
     }
     expected = benchmark.size if benchmark else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def answer_all(
         yield from rows
         if progress:
             progress(first + len(window), len(left), "")
+
+
+def ask(
+    student: Any,
+    samples: Sequence[Sample],
+    settings: Any,
+    sampling: Sampling = Sampling(),
+    cache: FrameCache | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> list[dict]:
+    """One row a sample, in order, by the protocol of the recipe's `evaluate` (enhancer.recipe_schema.EvaluateSettings)."""
+    if settings.protocol == "generate":
+        return generate(student, samples, sampling, cache, settings.batch_size, settings.new_tokens, progress)
+    return evaluate(student, samples, sampling, cache, settings.batch_size, settings.protocol, progress)
 
 
 def read_parts(folder: Path) -> dict[str, dict]:

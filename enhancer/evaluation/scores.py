@@ -35,7 +35,8 @@ def summarise(rows: Sequence[dict]) -> dict:
     """Overall (all questions alike) and Average (unweighted mean over question types).
 
     {"overall": {n, correct, accuracy, low, high}, "average": float or None, "types": {type: as overall},
-    "not_scored": hidden answers, "errors": [{id, reason}], "complete": no errors}."""
+    "not_scored": hidden answers, "unparsed": answers in the model's own words that mean none of the options, which are
+    wrong, "errors": [{id, reason}], "complete": no errors}."""
     by_type: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         if row["correct"] is not None:
@@ -47,6 +48,7 @@ def summarise(rows: Sequence[dict]) -> dict:
         "average": sum(t["accuracy"] for t in types.values()) / len(types) if types else None,
         "types": types,
         "not_scored": sum(row["correct"] is None and not row.get("error") for row in rows),
+        "unparsed": sum("response" in row and bool(row["options"]) and row["chosen"] is None for row in rows),
         "errors": errors,
         "complete": not errors,
     }

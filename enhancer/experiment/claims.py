@@ -114,6 +114,10 @@ def notes(results: dict[str, Any]) -> list[str]:
     )
     if 1 < seeds < 6:
         said.append(f"With {seeds} seeds the exact permutation over seeds cannot give less than {2 / 2**seeds:.3f}.")
+    if results["unparsed"]:
+        said.append(
+            f"{results['unparsed']} answers in the students' own words mean none of the options, and count as wrong."
+        )
     if results["chance"] is not None:
         said.append(f"Guessing would be right in {percent(results['chance'])} of cases.")
     if any(row["rank"] for row in results["rows"]):

@@ -136,6 +136,7 @@ def asking_key(recipe: EnhanceRecipe, samples: list[Sample]) -> str:
         questions=[[*_described(s), list(s.options), s.question_type] for s in samples],
         protocol=recipe.evaluate.protocol,
         sampling=dataclasses.asdict(recipe.student.sampling),
+        **({"new_tokens": recipe.evaluate.new_tokens} if recipe.evaluate.protocol == "generate" else {}),
     )
 
 

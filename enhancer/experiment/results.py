@@ -30,7 +30,8 @@ CLAIM = 0.05  # Holm's p below which two rows are ranked
 
 @dataclass
 class Row:
-    """One line of the table: a student with all its seeds. right: by seed and question; places: of answers by seed."""
+    """One line of the table: a student with all its seeds. right: by seed and question; places: of answers by seed;
+    unparsed: answers in the student's own words that mean none of the options."""
 
     name: str
     kind: str
@@ -41,6 +42,7 @@ class Row:
     types: dict[str, str]
     errors: list[dict]
     options: list[int]
+    unparsed: int = 0
 
     @property
     def missing(self) -> list[int | None]:
@@ -73,6 +75,7 @@ def make_results(folder: Path) -> dict[str, Any]:
         "chance": statistics.fmean(1 / size for size in sizes) if sizes else None,
         "rows": table,
         "missing": _missing(rows),
+        "unparsed": sum(row.unparsed for row in rows),
     }
     return {**results, "headline": headline(results), "sentences": sentences(results), "notes": notes(results)}
 
@@ -131,6 +134,7 @@ def _read(name: str, kind: str, asked: str, cells: list[dict], pool: Path, seeds
         answers = read_lines(place / "answers.jsonl")
         row.right[seed] = {answer["id"]: bool(answer["correct"]) for answer in answers if answer["correct"] is not None}
         row.types |= {answer["id"]: answer["question_type"] for answer in answers if answer["correct"] is not None}
+        row.unparsed += sum("response" in answer and answer["correct"] is False and answer["chosen"] is None for answer in answers)
         row.options = row.options or [len(answer["options"]) for answer in answers if answer.get("options")]
         row.errors += [
             answer for answer in answers if answer.get("error") and answer["id"] not in {e["id"] for e in row.errors}

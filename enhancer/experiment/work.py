@@ -28,7 +28,7 @@ def finish_student(asked: Path, seed: int | None, console: Console, keep: bool =
 
     from enhancer.adapters.schema import AdapterRecipe
     from enhancer.arms import is_trained, train_arm
-    from enhancer.evaluation.multiple_choice import evaluate
+    from enhancer.evaluation.answering import ask
     from enhancer.evaluation.scores import summarise
     from enhancer.experiment import adapted
     from enhancer.experiment.pool import answered_at, trained_at
@@ -62,15 +62,7 @@ def finish_student(asked: Path, seed: int | None, console: Console, keep: bool =
         student, clips = _loaded(recipe, adapter, None if seed is None else place / "model", folder)
         sampling = recipe.student.sampling.sampling()
         with console.bar("evaluate", len(data.test), "question") as bar:
-            rows = evaluate(
-                student,
-                data.test,
-                sampling=sampling,
-                frame_cache=clips,
-                batch_size=recipe.evaluate.batch_size,
-                protocol=recipe.evaluate.protocol,
-                progress=bar,
-            )
+            rows = ask(student, data.test, recipe.evaluate, sampling, clips, bar)
         write_lines(answered / "answers.jsonl", rows)
         write_json(answered / "scores.json", {**summarise(rows), "clip_tokens": _tokens(student, clips, data.test, sampling)})
         if seed is not None and not keep:

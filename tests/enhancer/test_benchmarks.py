@@ -16,9 +16,13 @@ from enhancer.cli import app
 from enhancer.commands.evaluate import as_choice
 from enhancer.data.samples import Sample, load_samples
 from enhancer.evaluation.answering import answer_all, read_parts
+from enhancer.evaluation.answering import ask as ask_by_recipe
 from enhancer.evaluation.generation import generate
+from enhancer.evaluation.multiple_choice import evaluate
 from enhancer.evaluation.protocol import Protocol
+from enhancer.evaluation.scores import summarise
 from enhancer.processes import Process
+from enhancer.recipe_schema import EvaluateSettings
 from enhancer.runfolder import read_json, read_lines
 from enhancer.video.clip import FrameCache, Sampling
 from tests.vlm_hooks.tiny_student import tiny_student
@@ -237,6 +241,18 @@ def test_a_batch_answers_freely_as_each_question_alone(root):
         together[4]["correct"] is None and "cannot be read" in together[4]["error"] and together[4]["response"] is None
     )
     assert all(row["correct"] is (row["chosen"] == "left") for row in together[:3])
+
+
+@pytest.mark.parametrize("protocol", ["generate", "letter", "option_text"])
+def test_a_recipes_protocol_is_what_is_asked_by(root, protocol):
+    settings = EvaluateSettings(protocol=protocol, batch_size=2, new_tokens=2)
+    student, samples, cache, seen = tiny_student(), questions(root, 3), FrameCache(), []
+    rows = ask_by_recipe(student, samples, settings, SAMPLING, cache, lambda done, *_: seen.append(done))
+    if protocol == "generate":
+        assert rows == generate(student, samples, SAMPLING, cache, 2, new_tokens=2) and seen == [2, 3]
+        assert summarise(rows)["unparsed"] == sum(row["chosen"] is None for row in rows)
+    else:
+        assert rows == evaluate(student, samples, SAMPLING, cache, 2, protocol) and seen == [3]
 
 
 class Answers:

@@ -180,7 +180,7 @@ def test_interruption_keeps_what_is_done_and_says_so(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("enhancer.arms.evaluate", interrupt)
+    monkeypatch.setattr("enhancer.arms.ask", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_enhance(recipe, Console(quiet=True))
     run = tmp_path / "runs" / "tiny"
