@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -41,6 +42,16 @@ def test_a_prior_survives_its_file(tmp_path):
     assert torch.equal(loaded.weight, prior.weight)
     assert loaded.maps.dtype == torch.float32
     torch.testing.assert_close(loaded.maps, prior.maps, rtol=2**-11, atol=0)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Or a power cut could leave an empty prior under a key."""
+    done, flush, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.fstat(file).st_size) or flush(file))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("renamed") or rename(*names))
+    path = tmp_path / "prior.safetensors"
+    make_prior().save(path)
+    assert done == [path.stat().st_size, "renamed"]
 
 
 @pytest.mark.parametrize("seed", range(6))
