@@ -51,6 +51,12 @@ class AlignmentSettings:
                                          "loss; null in it where weights are sharded (FSDP2, ZeRO)",
                                  choices=("last", "all", "none"))
 
+    def __post_init__(self) -> None:
+        if self.normalize != "row" and self.loss in ("kl", "js"):
+            raise ValueError(f"loss {self.loss} compares distributions: set normalize to row")
+        if self.normalize != "row" and self.sharpen != 1:
+            raise ValueError("sharpen loses the scale of a prior: set normalize to row, or leave sharpen at 1")
+
     def weight_at(self, progress: float) -> float:
         """λ when `progress` (0 to 1) of the steps are done."""
         return self.weight * (1 - progress) if self.schedule == "linear" else self.weight

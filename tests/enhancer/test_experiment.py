@@ -120,6 +120,11 @@ def test_faults_of_cells_are_told_together_once_each(folder):
         and "between 1 and 4096" in text
     )
     assert text.count("stepz") == 1
+    raw = {"training.alignment": {"normalize": "none", "sharpen": 2.0}}
+    with pytest.raises(RecipeError, match="training.alignment: sharpen loses the scale of a prior: set normalize to row"):
+        make_cells(matrix(folder, set=raw))
+    with pytest.raises(RecipeError, match="training.alignment: loss js compares distributions"):
+        make_cells(matrix(folder, set={"training.alignment": {"normalize": "none", "loss": "js"}}))
     with pytest.raises(RecipeError, match="sets seeds, which the matrix decides"):
         make_cells(matrix(folder, set={"seeds": [3]}))
     with pytest.raises(RecipeError, match="axes.x.levels.a: the name is used twice"):
