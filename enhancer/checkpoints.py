@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from enhancer.data.samples import Sample
+from enhancer.data.samples import Picture, Sample
 from enhancer.recipe import differences
 from enhancer.train_settings import AUTO, NEVER, UNCHANGING, TrainSettings
 from enhancer.video.clip import Sampling
@@ -36,8 +36,9 @@ def identity(
     model: with its starting weights, which are read whole; priors: what the samples are aligned to, None for λ = 0.
     """
     described = {key: value for key, value in asdict(settings).items() if key not in UNCHANGING}
-    texts = [[s.id, _shown(s.video), s.question, s.answer] for s in samples]
-    aligned_to = None if priors is None else _digest([_prior_identity(priors, sample) for sample in samples])
+    texts = [[s.id, _shown(s.video), s.question, s.answer, *map(_beside, s.shown)] for s in samples]
+    views = [view for sample in samples for view in sample.views()]
+    aligned_to = None if priors is None else _digest([_prior_identity(priors, view) for view in views])
     return {"training": described, "sampling": asdict(sampling), "seed": seed, "processes": processes,
             "samples": _digest(texts), "priors": aligned_to, "weights": weights_digest(model)}
 
@@ -114,6 +115,10 @@ def _shown(video: Video) -> str | list:
     if not isinstance(video, Footage):
         return str(video)
     return [*map(str, video.files), video.start, video.end, video.fps]
+
+
+def _beside(shown: Video | Picture) -> str | list:
+    return ["picture", str(shown.file)] if isinstance(shown, Picture) else _shown(shown)
 
 
 def _prior_identity(priors: Callable, sample: Sample) -> str | None:

@@ -4,7 +4,7 @@ A batch is what `Student.encode` returns plus one entry, NOTES, that carries wha
 alignment needs. Samples are taken by index alone, so arms that differ in λ or in the source
 of their priors see the same batches.
 
-Legend: B samples of a batch, W words of a prior.
+Legend: B samples of a batch, N videos of them, W words of a prior.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from enhancer.data.samples import Problem, Sample
+from enhancer.data.samples import Picture, Problem, Sample
 from enhancer.video.clip import Clip, FrameCache, Sampling
+from enhancer.video.footage import Video
 from enhancer.worker_messages import Message
 from vdm_priors.errors import ClipError, SampleError
 from vdm_priors.grid import TokenGrid
 from vdm_priors.prior import MotionPrior
 from vlm_hooks.capture import CaptureRequest
+from vlm_hooks.videos import clips_of, is_clip
 from vlm_hooks.words import WordMatch, match_words
 
 NOTES = "notes"
@@ -33,21 +38,32 @@ Priors = Callable[[Sample], MotionPrior | None]
 
 @dataclass
 class Item:
-    """One sample with its decoded clip; problems: samples that it stands in for."""
+    """One sample with all that it shows, decoded; problems: samples that it stands in for."""
 
     sample: Sample
-    clip: Clip
+    shown: list[Clip | np.ndarray]  # pictures are uint8 [H, W, 3]
     problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def clips(self) -> list[Clip]:
+        """The decoded videos, one for each of the sample's views."""
+        return clips_of(self.shown)
+
+    @property
+    def for_student(self) -> Clip | list[Clip | np.ndarray]:
+        """What `Student.encode` and `grids` take for it; a codec adapter's take a clip alone."""
+        return self.shown[0] if len(self.shown) == 1 else self.shown
 
 
 @dataclass
 class BatchNotes(Message):
-    """What a batch carries beside the model's inputs: all lists [B], request None without priors."""
+    """What a batch carries beside the model's inputs: ids [B], the lists below `request` [N]; None without priors."""
 
     ids: list[str]
     problems: list[Problem]  # samples left out
     remarks: list[Problem]  # samples used, with something to know about them
     request: CaptureRequest | None = None
+    samples: list[int] = field(default_factory=list)  # which of the batch's samples each video is of
     matches: list[WordMatch | None] = field(default_factory=list)
     grids: list[TokenGrid] = field(default_factory=list)
     priors: list[MotionPrior | None] = field(default_factory=list)
@@ -58,7 +74,7 @@ def check_texts(samples: Sequence[Sample], student: Any) -> tuple[list[Sample], 
     usable, prompts, problems = [], {}, []
     for sample in samples:
         try:
-            prompts[sample.id] = student.prompt(sample.question)
+            prompts[sample.id] = student.prompt(sample.question, shown=sample.kinds)
             student.prompt(sample.answer)  # an answer must be free of control tokens just as well
             usable.append(sample)
         except SampleError as error:
@@ -89,9 +105,9 @@ class TrainingClips(Dataset):
             sample = self.samples[(index + offset) % len(self.samples)]
             if sample.id not in self._problems:
                 try:
-                    clip = self._cache.get(sample.video, self._sampling)
-                    self._check_length(sample, clip)
-                    return Item(sample, clip, problems)
+                    shown = [self._read(one) for one in sample.everything]
+                    self._check_length(sample, shown)
+                    return Item(sample, shown, problems)
                 except (ClipError, SampleError) as error:
                     reason = f"{error} (Another sample is trained on in its place.)"
                     self._problems[sample.id] = Problem(sample.id, reason)
@@ -99,21 +115,33 @@ class TrainingClips(Dataset):
         listed = "; ".join(f"{p.id}: {p.reason}" for p in problems[:3])
         raise SampleError(f"None of the {len(self.samples)} training samples can be used: {listed}")
 
-    def _check_length(self, sample: Sample, clip: Clip) -> None:
+    def _read(self, shown: Video | Picture) -> Clip | np.ndarray:
+        if isinstance(shown, Picture):
+            return self._cache.get(shown.footage, Sampling(frames=1)).frames[0]
+        return self._cache.get(shown, self._sampling)
+
+    def _check_length(self, sample: Sample, shown: list[Clip | np.ndarray]) -> None:
         if sample.id in self._fitting:
             return
         student = self._student
-        frames, height, width, _ = clip.frames.shape
-        visual = student.clip_tokens(clip)
+        tokens = [student.clip_tokens(one) if is_clip(one) else student.num_image_tokens(*one.shape[:2])
+                  for one in shown]
         text = len(student.tokenizer(self._prompts[sample.id].text + sample.answer + student.end_token)["input_ids"])
-        length = text - 1 + visual  # the one placeholder becomes the visual tokens
+        length = text - len(shown) + sum(tokens)  # each placeholder becomes tokens
         if length > student.max_length:
+            listed = " + ".join(f"{count} for {_size(one)}" for count, one in zip(tokens, shown, strict=True))
             raise SampleError(
-                f"The sample has {length} tokens ({visual} of them for {frames} frames of {width}×{height} pixels), "
-                f"more than the model's {student.max_length}. Visual tokens are never cut off: lower "
-                f"student.sampling.frames or the processor's frame size."
+                f"The sample has {length} tokens ({listed}), more than the model's {student.max_length}. Visual tokens "
+                f"are never cut off: lower student.sampling.frames or the processor's frame size."
             )
         self._fitting.add(sample.id)
+
+
+def _size(shown: Clip | np.ndarray) -> str:
+    if is_clip(shown):
+        frames, height, width, _ = shown.frames.shape
+        return f"{frames} frames of {width}×{height} pixels"
+    return f"a picture of {shown.shape[1]}×{shown.shape[0]} pixels"
 
 
 class Collator:
@@ -128,38 +156,46 @@ class Collator:
         self._answer_row = answer_row
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
-        samples, clips = [item.sample for item in items], [item.clip for item in items]
+        samples = [item.sample for item in items]
+        shown = [item.for_student for item in items]
         prompts = [self._prompts[sample.id] for sample in samples]
         ids = [sample.id for sample in samples]
-        encoding = self._student.encode(clips, [p.text for p in prompts], [s.answer for s in samples], names=ids)
+        encoding = self._student.encode(shown, [p.text for p in prompts], [s.answer for s in samples], names=ids)
         notes = BatchNotes(
             ids=ids,
             problems=[problem for item in items for problem in item.problems],
-            remarks=[Problem(item.sample.id, note) for item in items for note in item.clip.notes],
+            remarks=[Problem(view.id, note) for item in items
+                     for view, clip in zip(item.sample.views(), item.clips, strict=True) for note in clip.notes],
         )
         if self._priors is not None:
-            self._plan_alignment(notes, samples, prompts, clips, encoding)
+            self._plan_alignment(notes, samples, prompts, shown, encoding)
         return {**encoding.inputs, NOTES: notes}
 
-    def _plan_alignment(self, notes: BatchNotes, samples, prompts, clips, encoding) -> None:
-        notes.grids, columns = self._student.grids(encoding.inputs, clips)
-        notes.priors = [self._priors(sample) for sample in samples]
-        for b, (sample, prior) in enumerate(zip(samples, notes.priors, strict=True)):
-            if prior is None:
-                notes.matches.append(None)
-                notes.remarks.append(Problem(sample.id, "has no prior: trained on its answer alone"))
-                continue
-            places = ((sample.question, prompts[b].question_start), (sample.answer, encoding.answer_starts[b]))
-            match = match_prior(prior, *places, encoding.texts[b], encoding.offsets[b])
-            if self._answer_row and match.pairs:
+    def _plan_alignment(self, notes: BatchNotes, samples, prompts, shown, encoding) -> None:
+        """The rows and columns of each sample: its videos', one after the other."""
+        notes.grids, video_columns = self._student.grids(encoding.inputs, shown)
+        views = [(b, view) for b, sample in enumerate(samples) for view in sample.views()]
+        notes.samples = [b for b, _ in views]
+        notes.priors = [self._priors(view) for _, view in views]
+        rows: list[list[int]] = [[] for _ in samples]
+        columns: list[list[Tensor]] = [[] for _ in samples]
+        for (b, view), prior, of_video in zip(views, notes.priors, video_columns, strict=True):
+            columns[b].append(of_video)
+            places = ((view.question, prompts[b].question_start), (view.answer, encoding.answer_starts[b]))
+            match = None if prior is None else match_prior(prior, *places, encoding.texts[b], encoding.offsets[b])
+            if match is not None and match.pairs and self._answer_row:
                 match = replace(match, answer=row_of_answer(encoding.offsets[b], encoding.answer_starts[b]))
             notes.matches.append(match)
-            if match.unmatched:
+            rows[b] += [] if match is None else match.rows
+            if match is None:
+                alone = "trained on its answer alone" if not samples[b].shown else "this video is not aligned"
+                notes.remarks.append(Problem(view.id, f"has no prior: {alone}"))
+            elif match.unmatched:
                 words = ", ".join(prior.words[i].text for i in match.unmatched)
                 why = f" ({match.reason})" if match.reason else ""
-                notes.remarks.append(Problem(sample.id, f"words not aligned: {words}{why}"))
-        rows = [[] if match is None else match.rows for match in notes.matches]
-        notes.request = CaptureRequest.from_positions(rows, columns, layers=self._layers)
+                notes.remarks.append(Problem(view.id, f"words not aligned: {words}{why}"))
+        together = [torch.cat(parts) for parts in columns]
+        notes.request = CaptureRequest.from_positions(rows, together, layers=self._layers)
 
 
 def match_prior(
@@ -220,13 +256,13 @@ class PriorCache:
         if prior is not None:
             prior = replace(prior, provenance={})
         self._kept[sample.id] = prior
-        self._bytes += _size(prior)
+        self._bytes += _bytes_of(prior)
         while self._bytes > self._max_bytes:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
+            self._bytes -= _bytes_of(self._kept.popitem(last=False)[1])
         return prior
 
 
-def _size(prior: MotionPrior | None) -> int:
+def _bytes_of(prior: MotionPrior | None) -> int:
     return 0 if prior is None else prior.maps.nbytes
 
 

@@ -135,12 +135,13 @@ def fill_stores(run: Path, recipe: EnhanceRecipe, data: Any, console: Console,
     """Fills the store for each source in turn. The helpers of a team do so for sources of their own alone: the others
     depend on which of those are there, and take little time."""
     needed = needed_sources(recipe)
-    contexts = source_contexts(run, recipe, data.train, data.truth, console) if needed else {}
+    samples = [view for sample in data.train for view in sample.views()]
+    contexts = source_contexts(run, recipe, samples, data.truth, console) if needed else {}
     for spec in needed:
         if team and team.process.rank > 0 and spec.of:
             continue
-        with console.bar(f"{spec.label} priors", len(data.train), "clip") as bar:
-            report = fill_store(build_spec(spec, contexts), data.train, contexts[""].store, bar, team, spec.label)
+        with console.bar(f"{spec.label} priors", len(samples), "clip") as bar:
+            report = fill_store(build_spec(spec, contexts), samples, contexts[""].store, bar, team, spec.label)
         console.note(f"{spec.label}: {report.made} made, {report.reused} reused from {contexts[''].store.folder}"
                      + (f", {report.replaced} damaged ones replaced" if report.replaced else ""))
         yield spec, report
@@ -149,8 +150,8 @@ def fill_stores(run: Path, recipe: EnhanceRecipe, data: Any, console: Console,
 def extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Any, console: Console) -> list[Sample]:
     """Fills the store for every source, writes priors.json, and returns the samples to train on.
 
-    Where samples without a prior are left out (missing_prior: skip), every arm leaves them out,
-    λ = 0 too, so that all students see the same data.
+    Of a sample with several videos each has a prior of its own. Where samples without any prior are left out
+    (missing_prior: skip), every arm leaves them out, λ = 0 too, so that all students see the same data.
     """
     from enhancer.arms import store_folder
 
@@ -188,5 +189,5 @@ def _extract_priors(run: RunFolder, recipe: EnhanceRecipe, data: Any, console: C
                         f"first: {problems[0].id}: {problems[0].reason}")
     if policy == "skip" and having:
         shared = set.intersection(*having)
-        return [sample for sample in data.train if sample.id in shared]
+        return [sample for sample in data.train if any(view.id in shared for view in sample.views())]
     return data.train

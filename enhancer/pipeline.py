@@ -8,43 +8,27 @@ Every finished step is on disk, so that the same command continues where it was 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from enhancer.console import Console
-from enhancer.data.samples import Problem, Sample, load_samples
-from enhancer.extraction import extract_priors, fill_stores, used_teachers, with_own_frames
+from enhancer.data.samples import Problem, Sample
+from enhancer.extraction import extract_priors, fill_stores, with_own_frames
 from enhancer.jobs import Job
 from enhancer.launch import check_launch
 from enhancer.preflight import preflight, print_preflight
-from enhancer.processes import Process, Team, ended_in_order, one_at_a_time
+from enhancer.processes import Process, Team, ended_in_order
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
+from enhancer.run_data import Data, data_inputs, prepare_data, read_data
 from enhancer.runfolder import OtherInputs, RunFolder, read_json, readable_write_errors, report_skipped, write_json
-from enhancer.shipped import quiet_libraries, student_path, teacher_path, torch_device
+from enhancer.shipped import quiet_libraries, torch_device
 from enhancer.table import BASE, make_table, rich_tables
 from enhancer.together import END, Together
-from enhancer.world import load_truth, make_world
-from enhancer.world.make import finished
 from vdm_priors.errors import ModelError, UserError
-from vdm_priors.fingerprint import fingerprint
-from vdm_priors.store import content_key, file_digest
 
 STEPS = ("priors", "train", "all")  # where `until` may stop
-
-
-@dataclass
-class Data:
-    """Samples of a run: train, test, their folder, and the world's ground truth (None for other data)."""
-
-    root: Path
-    train: list[Sample]
-    test: list[Sample]
-    truth: Any
-    problems: list[Problem]
 
 
 def run_enhance(recipe: EnhanceRecipe, console: Console, fresh: bool = False, until: str = "all") -> Path:
@@ -82,7 +66,7 @@ def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str, toget
         console.step("Data")
         with run.step("data"):
             data = prepare_data(recipe, console, asked=until == "all")
-        run.take_inputs(*_inputs(recipe, data))
+        run.take_inputs(*data_inputs(recipe, data))
         report_skipped(run, "data", data.problems, console)
 
         console.step("Preflight")
@@ -115,57 +99,6 @@ def _run(recipe: EnhanceRecipe, console: Console, fresh: bool, until: str, toget
     return run.folder
 
 
-# ---- data ----------------------------------------------------------------------------------------
-
-def data_root(recipe: EnhanceRecipe) -> Path:
-    """The folder of the data: data.root, or the folder of the recipe's own world."""
-    if recipe.data.root is not None:
-        return Path(recipe.data.root)
-    return Path(recipe.output) / "worlds" / recipe.world.digest()[:12]
-
-
-def prepare_data(recipe: EnhanceRecipe, console: Console, asked: bool = True) -> Data:
-    """Makes the world if the recipe has one, and reads the samples."""
-    root = data_root(recipe)
-    if recipe.world is not None and not finished(root, recipe.world):
-        with one_at_a_time(root), readable_write_errors(root), console.bar("making clips", unit="clip") as bar:
-            make_world(root, recipe.world, progress=bar)
-    data = read_data(recipe, asked)
-    questions = f", {len(data.test)} test questions" if asked else ""
-    console.note(f"{len(data.train)} training samples{questions} in {root}")
-    return data
-
-
-def read_data(recipe: EnhanceRecipe, asked: bool = True) -> Data:
-    """The samples of data that is there. asked: False leaves the test questions out, which need not exist then."""
-    root, settings = data_root(recipe), recipe.data
-    train, problems = load_samples(root / settings.train, root, settings.format, training=True)
-    test: list[Sample] = []
-    if asked:
-        test, test_problems = load_samples(root / settings.test, root, settings.format)
-        without = [sample for sample in test if not sample.options]
-        problems += test_problems + [Problem(sample.id, "a test question needs options to choose from") for sample in without]
-        test = [sample for sample in test if sample.options]
-        if not test:
-            raise UserError(f"{root / settings.test}: no multiple-choice question in it; give rows with `options`.")
-    truth = load_truth(root) if recipe.world is not None else None
-    return Data(root, train[: settings.limit_train], test[: settings.limit_test], truth, problems)
-
-
-def _inputs(recipe: EnhanceRecipe, data: Data) -> tuple[dict[str, str], dict[str, str]]:
-    """Hashes of the models and data that this recipe's results depend on, and the key and file that each stands for."""
-    train, test = data.root / recipe.data.train, data.root / recipe.data.test
-    hashes = {"student": fingerprint(student_path(recipe.student.model)), "train": file_digest(train)}
-    named = {"student": f"student.model ({recipe.student.model})", "train": f"data.train ({train})",
-             "test": f"data.test ({test})", "teacher": f"teacher.model ({recipe.teacher.model})"}
-    if data.test:
-        hashes["test"] = file_digest(test)
-    teachers = [fingerprint(teacher_path(teacher.model)) for teacher in used_teachers(recipe).values()]
-    if teachers:
-        hashes["teacher"] = teachers[0] if len(teachers) == 1 else content_key(teachers=teachers)
-    return hashes, named
-
-
 # ---- helping processes ---------------------------------------------------------------------------
 
 def help_extract(recipe: EnhanceRecipe, process: Process) -> Path:
@@ -184,7 +117,7 @@ def help_extract(recipe: EnhanceRecipe, process: Process) -> Path:
 
 
 def help_run(recipe: EnhanceRecipe, process: Process, together: Together) -> Path:
-    """What the processes beside the first one do in a run: help to extract, then train with it what it calls them to."""
+    """What the processes beside the first one do in a run: help to extract, then train what it calls them to."""
     run, console = help_extract(recipe, process), Console(quiet=True)
     try:
         for number in together.calls():
@@ -217,7 +150,8 @@ def train_and_evaluate(run: RunFolder, recipe: EnhanceRecipe, train: list[Sample
     if evaluate and not is_evaluated(run.folder, BASE, None):
         todo.insert(0, (BASE, None))
     if len(todo) < len(students):
-        console.note(f"{len(students) - sum(arm != BASE for arm, _ in todo)} of {len(students)} students are already finished")
+        finished = len(students) - sum(arm != BASE for arm, _ in todo)
+        console.note(f"{finished} of {len(students)} students are already finished")
     if recipe.parallel_arms > 1 and len(todo) > 1 and together is None:
         _in_processes(run, recipe, todo, console, evaluate)
     else:
@@ -240,9 +174,12 @@ def _in_processes(run: RunFolder, recipe: EnhanceRecipe, todo: list, console: Co
     from enhancer.workers import Work, python_command, run_workers
 
     flags = [] if evaluate else ["--no-evaluate"]
-    works = [Work(arm if seed is None else f"{arm} seed {seed}",
-                  python_command("enhancer.pipeline_arm", str(run.folder), arm, "-" if seed is None else str(seed), *flags),
-                  arm_folder(run.folder, arm, seed) / "log.txt") for arm, seed in todo]
+    works = []
+    for arm, seed in todo:
+        number = "-" if seed is None else str(seed)
+        command = python_command("enhancer.pipeline_arm", str(run.folder), arm, number, *flags)
+        title = arm if seed is None else f"{arm} seed {seed}"
+        works.append(Work(title, command, arm_folder(run.folder, arm, seed) / "log.txt"))
     failures, peak = run_workers(works, recipe.parallel_arms, console, recipe.threads)
     run.record["peak_memory_mb"] = max(run.record.get("peak_memory_mb") or 0.0, peak)
     if failures:
@@ -256,7 +193,8 @@ def run_student(folder: Path, arm: str, seed: int | None, console: Console, eval
     from enhancer.arms import arm_folder, evaluate_arm, train_arm
 
     quiet_libraries()
-    recipe = build(EnhanceRecipe, yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8")), str(folder / "recipe.yaml"))
+    written = folder / "recipe.yaml"
+    recipe = build(EnhanceRecipe, yaml.safe_load(written.read_text(encoding="utf-8")), str(written))
     data = read_data(recipe, asked=evaluate)
     if arm != BASE:
         chosen = next(a for a in recipe.arms if a.name == arm)

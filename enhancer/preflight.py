@@ -9,7 +9,6 @@ import dataclasses
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,23 +20,20 @@ from enhancer.data.files import assumed_rates
 from enhancer.data.samples import Problem, Sample
 from enhancer.launch import launch_faults, processes_of_training
 from enhancer.memory import MB, device_memory
-from enhancer.preflight_models import (
-    Models, check_further_teachers, hub_unreachable, light_student, resolve_models, teacher_costs,
-)
+from enhancer.preflight_models import Models, check_further_teachers, resolve_models, teacher_costs
+from enhancer.preflight_samples import TOKENIZED, footage_of, probe, student_tokens
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import existing_folder
 from enhancer.shipped import torch_device, weights_bytes
 from enhancer.sources import SourceSpec, shared_text
 from enhancer.sources.oracle import ROWS
-from enhancer.video.clip import Clip, Sampling
-from enhancer.video.footage import Video, files_of
+from enhancer.video.footage import files_of
 from enhancer.video.guard import clip_reader
-from vdm_priors.errors import ModelError, UserError
+from vdm_priors.errors import UserError
 
 FRAMES = 49  # of a clip, where the teacher is not there to say how many it was trained on
 HEADER = 16384  # bytes of a stored prior beside its maps, at most about (the scores of all heads are in it)
 LOOKED_AT = 16  # clips a split that are made to look at where the world is not made yet
-TOKENIZED = 2000  # samples whose text is tokenized; more only repeat the picture
 
 
 @dataclass
@@ -70,11 +66,11 @@ def preflight(recipe: EnhanceRecipe, data: Any, probe_limit: int | None = None, 
     check_further_teachers(recipe, report)
     samples = [*data.train, *data.test]
     read = clip_reader(recipe.data.timeout, run)
-    report.warnings += assumed_rates(sample.video for sample in samples)
-    looks = _probe(samples, recipe.student.sampling.sampling(), read, report, probe_limit, console)
-    longest = _student_tokens(recipe, models.student, samples, looks, report, offline)
+    report.warnings += assumed_rates(video for sample in samples for video in sample.videos)
+    looks = probe(samples, recipe.student.sampling.sampling(), read, report, probe_limit, console)
+    longest = student_tokens(recipe, models.student, samples, looks, report, offline)
     _memory(recipe, models, *longest, report)
-    clips = unmade_clips * _mean([sum(file.stat().st_size for file in files_of(video)) for video in looks])
+    clips = unmade_clips * _mean([sum(file.stat().st_size for file in files_of(footage_of(shown))) for shown in looks])
     count = len(data.train)
     if unmade_clips:
         count = min(recipe.world.train_clips, recipe.data.limit_train or recipe.world.train_clips)
@@ -98,86 +94,6 @@ def _prior_bytes(recipe: EnhanceRecipe, models: Models, samples: list[Sample]) -
         cells = models.skeleton.token_grid(range(frames), float(frames), size=tuple(size) if size else None).num_tokens
     words = [len(shared_text(sample, recipe.teacher.text).split()) for sample in samples[:TOKENIZED]]
     return 2 * cells * _mean(words) + HEADER
-
-
-@dataclass(frozen=True)
-class _Look:
-    """What is seen of an opened clip: (frames, height, width) as the student samples it, and the frames' seconds."""
-
-    shape: tuple[int, int, int]
-    times: tuple[float, ...]
-
-
-def _probe(samples: list[Sample], sampling: Sampling, read: Callable[[Video, Sampling], Clip], report: Preflight,
-           limit: int | None, console: Console | None) -> dict[Video, _Look]:
-    """Opens the clips, or `limit` of them from the whole length of the data."""
-    looks = {}
-    first_of = {sample.video: sample for sample in reversed(samples)}
-    videos = _spread(list(dict.fromkeys(sample.video for sample in samples)), limit)
-    with (console or Console(quiet=True)).bar("opening clips", len(videos), "clip") as bar:
-        for video in videos:
-            try:
-                clip = read(video, sampling)
-                looks[video] = _Look(clip.frames.shape[:3], tuple(clip.times))
-            except UserError as error:
-                report.problems.append(Problem(first_of[video].id, str(error)))
-            bar.advance()
-    part = "" if len(videos) == len(first_of) else f" of {len(videos)} looked at; there are {len(first_of)}"
-    report.lines.append(("clips opened", f"{len(looks)} readable{part}", f"{len(report.problems)} not"))
-    if not looks:
-        report.faults.append(f"none of {len(videos)} clips can be read; the first: {report.problems[0].reason}")
-    return looks
-
-
-def _spread(items: list, limit: int | None) -> list:
-    """At most `limit` items, evenly from the first to the last; the same for the same list."""
-    if limit is None or len(items) <= limit:
-        return items
-    return [items[n * len(items) // limit] for n in range(limit)]
-
-
-def _student_tokens(recipe: EnhanceRecipe, name: str | None, samples: list[Sample], looks: dict[Video, _Look],
-                    report: Preflight, offline: bool) -> tuple[int, int]:
-    """The longest sample's tokens and how many are visual; 0 where the student's configuration cannot be read."""
-    if name is None:
-        return 0, 0
-    try:
-        student, limit = light_student(name)
-    except ModelError as error:
-        (report.warnings if offline and hub_unreachable(error) else report.faults).append(str(error))
-        return 0, 0
-    seen = [sample for sample in samples if sample.video in looks]
-    longest, longest_id, visual_of, visual_counts, too_long = (0, 0), "", {}, [], []
-    for sample in _spread(seen, TOKENIZED):
-        look = looks[sample.video]
-        if look not in visual_of:  # the seconds count: some families write them between the frames
-            visual_of[look] = student.num_video_tokens(*look.shape, look.times)
-        visual = visual_of[look]
-        try:
-            text = student.prompt(sample.question, sample.options if recipe.evaluate.protocol != "option_text" else ()).text
-        except UserError:
-            continue  # training and evaluation list such samples
-        answers = max([sample.answer, *sample.options], key=len)
-        # the one placeholder in the text becomes the visual tokens
-        total = len(student.tokenizer(text + answers + student.end_token)["input_ids"]) - 1 + visual
-        if total > limit:
-            too_long.append(Problem(sample.id, f"has {total} tokens, {visual} of them visual, more than the {limit} "
-                                               f"that {name} takes: lower student.sampling.frames (visual tokens are "
-                                               f"never cut off), or shorten its text"))
-            continue
-        visual_counts.append(visual)
-        if total > longest[0]:
-            longest, longest_id = (total, visual), sample.id
-    counted = len(visual_counts) + len(too_long)
-    part = "" if counted == len(samples) else f"; counted for {counted:,} of {len(samples):,} samples"
-    if visual_counts:
-        report.lines.append(("student tokens a sample", f"at most {longest[0]}",
-                             f"{min(visual_counts)} to {max(visual_counts)} of them visual; longest: {longest_id}; the "
-                             f"model takes {limit}{part}"))
-    elif too_long:
-        report.faults.append(f"every sample is too long; the first, {too_long[0].id}, {too_long[0].reason}.")
-    report.problems += too_long
-    return longest
 
 
 def _memory(recipe: EnhanceRecipe, models: Models, longest: int, visual: int, report: Preflight) -> None:
@@ -256,7 +172,7 @@ def validate(recipe: EnhanceRecipe, console: Console) -> bool:
 
     Of a world that is not made yet a few clips are made in a temporary folder and looked at.
     """
-    from enhancer.pipeline import data_root, read_data
+    from enhancer.run_data import data_root, read_data
     from enhancer.world import make_world
     from enhancer.world.make import finished
 

@@ -55,7 +55,8 @@ def train(
 ) -> TrainResult:
     """Fine-tune the student in place; history.jsonl and checkpoints go to `folder`.
 
-    student: what vlm_hooks.families.load_student returns; priors: the prior of a sample or None,
+    student: what vlm_hooks.families.load_student returns; priors: the prior of a sample or None
+    (asked for each of a sample's `views`, which have a video each),
     needed where settings.alignment.weight is positive; its `key(sample)`, if it has one, tells
     priors apart without reading them. The order of the data depends on `seed` and the samples
     alone. Adapters (settings.lora) are merged at the end. Of several processes (torchrun,
@@ -145,11 +146,13 @@ def _with_priors(samples: list[Sample], priors: Callable, policy: str, problems:
     """Samples that stay under the policy for those without a prior."""
     if policy == "ar_only":
         return samples
-    missing = [sample for sample in samples if priors(sample) is None]
-    if missing and policy == "fail":
-        listed = ", ".join(sample.id for sample in missing[:10])
-        raise SampleError(f"{len(missing)} samples have no prior ({listed}): extract them, or set "
+    lacking = {sample.id: [view for view in sample.views() if priors(view) is None] for sample in samples}
+    if any(lacking.values()) and policy == "fail":
+        views = [view.id for views in lacking.values() for view in views]
+        raise SampleError(f"{len(views)} samples have no prior ({', '.join(views[:10])}): extract them, or set "
                           "training.alignment.missing_prior to 'ar_only' or 'skip'.")
+    # one of several videos without a prior leaves the others aligned
+    missing = [sample for sample in samples if len(lacking[sample.id]) == len(sample.views())]
     without = {sample.id for sample in missing}
     problems += [Problem(sample.id, "has no prior (training.alignment.missing_prior: skip)") for sample in missing]
     return [sample for sample in samples if sample.id not in without]
@@ -172,10 +175,11 @@ def _aligner_grid(settings: AlignmentSettings, clips: Any, prompts: dict, priors
     if settings.aligner != "row":
         return None
     if settings.compare_on == "prior":
-        return next((prior.grid.shape for prior in map(priors, clips.samples) if prior is not None), None)
+        views = (view for sample in clips.samples for view in sample.views())
+        return next((prior.grid.shape for prior in map(priors, views) if prior is not None), None)
     item = clips[0]
-    encoding = student.encode([item.clip], [prompts[item.sample.id].text], names=[item.sample.id])
-    return student.grids(encoding.inputs, [item.clip])[0][0].shape
+    encoding = student.encode([item.for_student], [prompts[item.sample.id].text], names=[item.sample.id])
+    return student.grids(encoding.inputs, [item.for_student])[0][0].shape
 
 
 def _layers(layers: Sequence[int] | None, student: Any) -> list[int] | None:

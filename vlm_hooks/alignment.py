@@ -4,7 +4,7 @@ Per word: student row --regrid--> prior's grid --normalise--> aligner --> distan
 prior's map; or, with compare_on "student", the prior is carried to the student's grid instead.
 (MotionEnhancer Eq. 15: L = L_AR + λ ‖Aligner(A_VLM) − A_VDM‖₂.)
 
-Legend: B samples, W words (of one or many samples), R captured rows, C captured columns,
+Legend: B samples, N videos of them, W words (of one or many videos), R captured rows, C captured columns,
 F×H×W cells of a grid.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vdm_priors.errors import UserError
 from vdm_priors.grid import TokenGrid, covered_share, regrid
 from vdm_priors.prior import MotionPrior
+from vlm_hooks.batch_words import WHOLE, groups_of_words, matched_words, video_places
 from vlm_hooks.capture import CaptureRequest
 from vlm_hooks.words import WordMatch
 
@@ -28,7 +29,6 @@ GRIDS = ("prior", "student")
 REDUCTIONS = ("mean", "none")
 LEAST_COVERED = 0.5  # a cell counts where the other side's cells cover at least this share of it
 TINY = 1e-12
-WHOLE = -1  # in the place of a word's index: what the words say together, for the answer's row
 
 
 def normalize_rows(rows_wfhw: Tensor, how: str = "row") -> Tensor:
@@ -153,12 +153,16 @@ def align_batch(
     regrid_mode: str = "overlap",
     compare_on: str = "prior",
     sharpen: float = 1.0,
+    samples: Sequence[int] | None = None,
 ) -> AlignmentResult:
     """Alignment loss of a batch of B samples from captured rows.
 
     captured: the request whose rows of sample b were `matches[b].rows` and whose columns were
     its visual tokens, in the order of `student_grids[b]`; a None match or prior leaves the
-    sample out. A word's row is the mean of its tokens' rows; an answer's row is compared with
+    sample out. Where samples show several videos, matches, grids and priors are of the N videos
+    and `samples` [N] says of which sample each is: a sample's rows and columns are then those of
+    its videos, one video after the other, and a video's prior is compared with its own columns
+    alone. A word's row is the mean of its tokens' rows; an answer's row is compared with
     what the words say together (`together`). The loss is the mean over words
     of weight × distance within a sample, then the mean over all B samples (one without words
     counts 0), so that it does not depend on how a batch is divided for accumulation. A word
@@ -176,7 +180,8 @@ def align_batch(
         raise UserError(f"Unknown grid {compare_on!r} to compare on: choose one of {', '.join(GRIDS)}.")
     attention_brc = captured.mean()
     device = attention_brc.device
-    words, tokens, token_word = _matched_words(matches, priors, attention_brc.shape[1])
+    videos = video_places(range(len(matches)) if samples is None else samples, matches, student_grids)
+    words, tokens, token_word = matched_words(matches, priors, videos, attention_brc.shape[1])
     words_total = sum(len(prior.words) for prior in priors if prior is not None)
     words_total += sum(match is not None and match.answer is not None for match in matches)
     if not words:
@@ -192,13 +197,14 @@ def align_batch(
     video_mass = token_rows.detach().sum(dim=1).mean()
 
     losses, order, says = [], [], []
-    for members in _groups(words, student_grids, priors):
+    for members in groups_of_words(words, student_grids, priors, videos):
         first = words[members[0]][0]
+        column = videos[first].column
         student_grid, prior = student_grids[first], priors[first]
         chosen = [(priors[words[m][0]], words[m][1]) for m in members]
         prior_rows = torch.stack([together(p) if n == WHOLE else p.maps[n] for p, n in chosen])
         weights = torch.stack([p.weight.mean() if n == WHOLE else p.weight[n] for p, n in chosen])
-        rows = rows_wc[torch.tensor(members, device=device), : student_grid.num_tokens]
+        rows = rows_wc[torch.tensor(members, device=device), column : column + student_grid.num_tokens]
         rows = rows.reshape(-1, *student_grid.shape)
         if compare_on == "prior":
             rows = regrid(rows, student_grid, prior.grid, regrid_mode)
@@ -211,9 +217,10 @@ def align_batch(
         says.append((prior_rows * valid).sum(dim=(1, 2, 3)) > 0)
         order += members
     says = torch.cat(says)
-    sample_of = torch.tensor([words[m][0] for m in order])
-    heard = torch.bincount(sample_of, weights=says.double(), minlength=len(matches))  # words of each sample that count
-    share = torch.where(says, 1 / heard[sample_of].clamp(min=1), 0.0).to(device, attention_brc.dtype) / len(matches)
+    batch = len(attention_brc)
+    sample_of = torch.tensor([videos[words[m][0]].sample for m in order])
+    heard = torch.bincount(sample_of, weights=says.double(), minlength=batch)  # words of each sample that count
+    share = torch.where(says, 1 / heard[sample_of].clamp(min=1), 0.0).to(device, attention_brc.dtype) / batch
     loss = (torch.cat(losses) * share).sum()
     return AlignmentResult(loss, int(says.sum()), words_total, video_mass)
 
@@ -224,48 +231,3 @@ def together(prior: MotionPrior) -> Tensor:
     share = weight / weight.sum()
     maps = prior.maps * prior.grid.valid
     return (normalize_rows(maps) * share[:, None, None, None]).sum(dim=0) * maps.sum(dim=(1, 2, 3)).mean()
-
-
-def _matched_words(
-    matches: Sequence[WordMatch | None], priors: Sequence[MotionPrior | None], num_rows: int
-) -> tuple[list[tuple[int, int]], list[int], list[int]]:
-    """Words (sample, index in its prior or WHOLE), flat token rows b·R + r, and each token's word."""
-    words: list[tuple[int, int]] = []
-    tokens: list[int] = []
-    token_word: list[int] = []
-    for sample, (match, prior) in enumerate(zip(matches, priors, strict=True)):
-        if match is None or prior is None:
-            continue
-        masses = (prior.maps * prior.grid.valid).flatten(1).sum(dim=1).tolist()
-        row = sample * num_rows
-        for index, positions in match.pairs:
-            if masses[index] > 0:
-                tokens.extend(range(row, row + len(positions)))
-                token_word.extend([len(words)] * len(positions))
-                words.append((sample, index))
-            row += len(positions)
-        if match.answer is not None and max(masses) > 0:
-            tokens.append(row)
-            token_word.append(len(words))
-            words.append((sample, WHOLE))
-    return words, tokens, token_word
-
-
-def _groups(
-    words: Sequence[tuple[int, int]],
-    student_grids: Sequence[TokenGrid],
-    priors: Sequence[MotionPrior | None],
-) -> list[list[int]]:
-    """Indices of the words whose samples have equal grids on both sides."""
-    groups: dict[tuple, list[int]] = {}
-    keys: dict[int, tuple] = {}
-    for index, (sample, _) in enumerate(words):
-        if sample not in keys:
-            keys[sample] = _key(student_grids[sample]) + _key(priors[sample].grid)
-        groups.setdefault(keys[sample], []).append(index)
-    return list(groups.values())
-
-
-def _key(grid: TokenGrid) -> tuple:
-    parts = (grid.spans, grid.row_edges, grid.column_edges, grid.valid)
-    return tuple(part.numpy().tobytes() for part in parts)

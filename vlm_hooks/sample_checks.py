@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vdm_priors.errors import SampleError
+from vlm_hooks.videos import clips_of
 
 
 class SampleChecks:
@@ -25,12 +26,27 @@ class SampleChecks:
                     "text: remove it from the sample."
                 )
 
+    def _placeholders(self, text: str) -> tuple[int, int]:
+        """How many videos and images a prompt shows."""
+        return text.count(self.processor.video_token), text.count(self.processor.image_token)
+
     def _check_one_video(self, name: str, prompt: str) -> None:
-        videos, images = prompt.count(self.processor.video_token), prompt.count(self.processor.image_token)
-        if (videos, images) != (1, 0):
+        if self._placeholders(prompt) != (1, 0):
+            videos, images = self._placeholders(prompt)
             raise SampleError(
                 f"The prompt of sample {name} has {videos} videos and {images} images, but it is about one clip: make "
                 "it with `prompt`."
+            )
+
+    def _check_placeholders(self, name: str, prompt: str, shown: Sequence[Any]) -> None:
+        videos = len(clips_of(shown))
+        if (videos, len(shown) - videos) == (1, 0):
+            self._check_one_video(name, prompt)
+        elif self._placeholders(prompt) != (videos, len(shown) - videos):
+            there, images = self._placeholders(prompt)
+            raise SampleError(
+                f"The prompt of sample {name} has {there} videos and {images} images, but {videos} clips and "
+                f"{len(shown) - videos} pictures are given: make it with `prompt(question, shown=…)`."
             )
 
     def _check_answer(self, name: str, answer: str) -> None:
@@ -43,10 +59,11 @@ class SampleChecks:
     def _check_lengths(
         self, mask: Tensor, visual: Tensor, clips: Sequence[Any], names: Sequence[str], limit: int
     ) -> None:
-        for length, seen, clip, name in zip(mask.sum(1).tolist(), visual.sum(1).tolist(), clips, names, strict=True):
+        for length, seen, shown, name in zip(mask.sum(1).tolist(), visual.sum(1).tolist(), clips, names, strict=True):
             if length > limit:
+                frames = sum(len(clip.frames) for clip in clips_of(shown))
                 raise SampleError(
-                    f"Sample {name} has {length} tokens ({seen} visual tokens of {len(clip.frames)} frames and "
+                    f"Sample {name} has {length} tokens ({seen} visual tokens of {frames} frames and "
                     f"{length - seen} of text), more than max_length {limit}. Visual tokens are never cut off: lower "
                     f"sampling.frames or sampling.fps{self.SIZE_KNOB}, or raise max_length."
                 )

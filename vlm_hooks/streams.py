@@ -81,7 +81,7 @@ class FrameStream(ABC):
     def frame_inputs(self, clips: Sequence[Any]) -> dict[str, Tensor]:
         """The tower's inputs for clips' frames, as the stock processor makes them. Raises SampleError as it does."""
         names = [f"number {index} of the batch" for index in range(len(clips))]
-        made = self._process([self.processor.video_token] * len(clips), clips, names, "right")
+        made = self._process([self.processor.video_token] * len(clips), [[clip] for clip in clips], names, "right")
         return {name: made[name] for name in self.PIXELS}
 
     @abstractmethod

@@ -12,29 +12,32 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from vdm_priors.errors import ModelError, SampleError
 from vdm_priors.grid import TokenGrid
 from vlm_hooks.encoding import Encoding, Prompt, answer_labels, original_offsets
+from vlm_hooks.loading import Loading
 from vlm_hooks.sample_checks import SampleChecks
 from vlm_hooks.streams import FrameStream
-from vlm_hooks.videos import Video, chosen_video, seconds_per_frame, token_spans
+from vlm_hooks.videos import (
+    Video, as_list, chosen_video, clips_of, is_clip, own_videos, seconds_per_frame, token_spans,
+)
 
 PARTS = ("vision", "merger", "llm")
 LETTER_REQUEST = "Answer with the option's letter."
 # stands for the question while the chat template is rendered; private-use characters
 _PLACEHOLDER = "\ue000question\ue001"
+ONE_VIDEO = ("video",)
 
 
 @dataclass
-class Student(SampleChecks, FrameStream):
+class Student(Loading, SampleChecks, FrameStream):
     """A model with its processor; `folder` is where it was loaded from. Families derive from it.
 
     A clip has frames (uint8 [N, H, W, 3]), times (N rising seconds), duration (seconds of the whole video) and box
@@ -67,6 +70,17 @@ class Student(SampleChecks, FrameStream):
         frames, height, width, _ = clip.frames.shape
         return self.num_video_tokens(frames, height, width, clip.times)
 
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens that a picture takes in the sequence, counted on a black one. SampleError where none can be made."""
+        black = np.zeros((height, width, 3), np.uint8)
+        try:
+            made = self.processor(text=[self.processor.image_token], images=[black], input_data_format="channels_last")
+        except ValueError as error:
+            raise SampleError(
+                f"The processor cannot take a picture of {width}×{height} pixels: {error} Give another one."
+            ) from error
+        return len(made["input_ids"][0])
+
     def frames_per_token(self) -> int:
         """How many frames one visual token joins."""
         return 1
@@ -83,59 +97,6 @@ class Student(SampleChecks, FrameStream):
             "do_sample_frames": False,
             "input_data_format": "channels_last",
         }
-
-    def same_in_both(self) -> list[tuple[str, Any, Any]]:
-        """(name, the model's value, the processor's value) of what both must agree on."""
-        return []
-
-    # ---- loading ------------------------------------------------------------------------------
-
-    @classmethod
-    def load(
-        cls,
-        path_or_hub: str | Path,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-        attn: str = "sdpa",
-    ) -> Student:
-        """Model and processor of a folder or hub name. Raises ModelError if it is incomplete."""
-        name = str(path_or_hub)
-        try:
-            processor = AutoProcessor.from_pretrained(name)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attn)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"The student model {name!r} cannot be loaded: {error} A complete folder holds config.json, "
-                "model.safetensors, the tokenizer and the processor's files."
-            ) from error
-        student = cls(model.to(device), processor, name)
-        student._check_processor()
-        return student
-
-    @classmethod
-    def without_weights(cls, path_or_hub: str | Path) -> Student:
-        """A student for prompts, batches, token counts and grids: its model has a `config` and nothing to run.
-
-        Raises ModelError.
-        """
-        name = str(path_or_hub)
-        try:
-            processor, config = AutoProcessor.from_pretrained(name), AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"The student model {name!r} cannot be read: {reason}") from error
-        student = cls(SimpleNamespace(config=config, device="cpu"), processor, name)
-        student._check_processor()
-        return student
-
-    def _check_processor(self) -> None:
-        """Raises ModelError where processor and model disagree on the patches or the tokens."""
-        for name, ours, theirs in self.same_in_both():
-            if ours != theirs:
-                raise ModelError(
-                    f"The student model {self.folder!r} has {name} {ours}, but its processor {theirs}: the processor's "
-                    "files belong to another model."
-                )
 
     # ---- facts --------------------------------------------------------------------------------
 
@@ -166,11 +127,15 @@ class Student(SampleChecks, FrameStream):
 
     # ---- text ---------------------------------------------------------------------------------
 
-    def prompt(self, question: str, options: Sequence[str] | None = None, system: str | None = None) -> Prompt:
-        """The processor's chat prompt for one video and a question, ready for the answer.
+    def prompt(
+        self, question: str, options: Sequence[str] | None = None, system: str | None = None,
+        shown: Sequence[str] = ONE_VIDEO,
+    ) -> Prompt:
+        """The processor's chat prompt for what is shown and a question, ready for the answer.
 
-        With options they are listed as "A. …" after the question and the letter is asked for. Raises SampleError if a
-        text holds a special token, ModelError if the chat template changes the question.
+        shown: "video" or "image", in their order, all before the question. With options they are listed as "A. …" after
+        the question and the letter is asked for. Raises SampleError if a text holds a special token, ModelError if the
+        chat template changes the question.
         """
         options = options or ()
         if len(options) > 26:
@@ -183,14 +148,16 @@ class Student(SampleChecks, FrameStream):
         if options:
             lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(options)]
             body = "\n".join([_PLACEHOLDER, *lines, LETTER_REQUEST])
-        content = [{"type": "video"}, {"type": "text", "text": body}]
+        content = [*({"type": kind} for kind in shown), {"type": "text", "text": body}]
         messages = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
         rendered = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if rendered.count(_PLACEHOLDER) != 1 or rendered.count(self.processor.video_token) != 1:
+        counts = shown.count("video"), shown.count("image")
+        if rendered.count(_PLACEHOLDER) != 1 or self._placeholders(rendered) != counts:
+            what = "one video" if counts == (1, 0) else f"{counts[0]} videos, {counts[1]} images"
             raise ModelError(
-                f"The chat template of {self.folder!r} does not write one video and the question once, but: "
+                f"The chat template of {self.folder!r} does not write {what} and the question once, but: "
                 f"{rendered.replace(_PLACEHOLDER, '{question}')!r}. Use the template of the model's own processor."
             )
         start = rendered.index(_PLACEHOLDER)
@@ -210,21 +177,23 @@ class Student(SampleChecks, FrameStream):
     ) -> Encoding:
         """A batch of B clips, the prompts with one video each, and answers.
 
-        With answers, labels are the answer's and the end token, all else is ignored. Frames are taken as they are,
-        nothing is sampled and nothing is ever cut off: a sequence longer than `max_length` (default: the model's)
-        raises SampleError, which calls the sample by its entry in `names`. The tensors go to `device` (default: the
-        model's; data loaders' workers take "cpu").
+        In the place of a clip a sample may have a list of clips and pictures (uint8 [H, W, 3]), in their order, for a
+        prompt that shows as many. With answers, labels are the answer's and the end token, all else is ignored. Frames
+        are taken as they are, nothing is sampled and nothing is ever cut off: a sequence longer than `max_length`
+        (default: the model's) raises SampleError, which calls the sample by its entry in `names`. The tensors go to
+        `device` (default: the model's; data loaders' workers take "cpu").
         """
         names = names or [f"number {index} of the batch" for index in range(len(prompts))]
         starts = [len(prompt) for prompt in prompts]
-        for name, prompt in zip(names, prompts, strict=True):
-            self._check_one_video(name, prompt)
+        shown = [as_list(one) for one in clips]
+        for name, prompt, media in zip(names, prompts, shown, strict=True):
+            self._check_placeholders(name, prompt, media)
         texts = list(prompts)
         if answers is not None:
             for name, answer in zip(names, answers, strict=True):
                 self._check_answer(name, answer)
             texts = [prompt + answer + self.end_token for prompt, answer in zip(prompts, answers, strict=True)]
-        inputs = self._process(texts, clips, names, padding_side)
+        inputs = self._process(texts, shown, names, padding_side)
         spans, replaced = inputs.pop("offset_mapping"), inputs.pop("text_replacement_offsets")
         ids = inputs["input_ids"]
         visual = torch.isin(ids, self._visual_ids())
@@ -238,12 +207,17 @@ class Student(SampleChecks, FrameStream):
         return Encoding(inputs, texts, offsets, starts)
 
     def _process(
-        self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str
+        self, texts: list[str], shown: Sequence[Sequence[Any]], names: Sequence[str], padding_side: str
     ) -> dict[str, Any]:
-        """The processor's batch, with "offset_mapping" [B, S, 2] and "text_replacement_offsets" [B]."""
+        """The processor's batch, with "offset_mapping" [B, S, 2] and "text_replacement_offsets" [B].
+
+        shown: each sample's clips and pictures.
+        """
+        clips = [one for media in shown for one in clips_of(media)]
+        pictures = [one for media in shown for one in media if not is_clip(one)]
         return dict(self.processor(
-            text=texts, padding=True, padding_side=padding_side, return_tensors="pt", return_offsets_mapping=True,
-            return_text_replacement_offsets=True, **self.processor_settings(clips)))
+            text=texts, images=pictures or None, padding=True, padding_side=padding_side, return_tensors="pt",
+            return_offsets_mapping=True, return_text_replacement_offsets=True, **self.processor_settings(clips)))
 
     def _metadata(self, clip: Any) -> dict[str, Any]:
         """Which frames of which video the clip's are, in transformers' words: each once, at their mean distance."""
@@ -263,15 +237,20 @@ class Student(SampleChecks, FrameStream):
     ) -> tuple[list[TokenGrid], list[Tensor]]:
         """Where the visual tokens of each sample's clip lie: TokenGrid [B] and sequence positions [B][F·H·W].
 
-        Positions are in the grid's order: frame by frame, then row by row. A batch made with the processor itself may
-        hold images and other videos besides: `which` [B] says the how-manieth video of its sample each clip is. Raises
-        ModelError if it is needed and not given, or if a video does not have its clip's frames.
+        Positions are in the grid's order: frame by frame, then row by row. `clips` are those of `encode`: of a sample
+        that shows several, each has its own entry in the result, sample by sample. A batch made with the processor
+        itself may hold images and other videos besides: `which` [B] says the how-manieth video of its sample each clip
+        is. Raises ModelError if it is needed and not given, or if a video does not have its clip's frames.
         """
+        pairs: list[tuple[int, Any, Video]] = []
+        for index, (entry, videos) in enumerate(zip(clips, self.videos(inputs), strict=True)):
+            shown = clips_of(entry)
+            own = own_videos(index, shown, videos) if which is None else [chosen_video(index, videos, which[index])]
+            pairs += [(index, clip, video) for clip, video in zip(shown, own, strict=True)]
         grids: list[TokenGrid] = []
         columns: list[Tensor] = []
         known: dict[tuple, TokenGrid] = {}
-        for index, (clip, videos) in enumerate(zip(clips, self.videos(inputs), strict=True)):
-            video = chosen_video(index, videos, None if which is None else which[index])
+        for index, clip, video in pairs:
             _, rows, cols = video.shape
             key = (tuple(clip.times), clip.duration, tuple(clip.box), rows, cols)
             if key not in known:

@@ -18,6 +18,33 @@ class Video(NamedTuple):
     shape: tuple[int, int, int]
 
 
+def clips_of(shown: Any) -> list[Any]:
+    """The clips among what a sample shows: one clip, or a list of clips and pictures (uint8 [H, W, 3])."""
+    return [one for one in as_list(shown) if is_clip(one)]
+
+
+def is_clip(shown: Any) -> bool:
+    """Whether it is a clip, which has frames, and not a picture."""
+    return hasattr(shown, "frames")
+
+
+def as_list(shown: Any) -> list[Any]:
+    """What a sample shows, where one clip may stand alone."""
+    return list(shown) if isinstance(shown, list | tuple) else [shown]
+
+
+def own_videos(sample: int, clips: Sequence[Any], videos: Sequence[Video]) -> list[Video]:
+    """The video of each of the sample's clips, in their order. Raises ModelError."""
+    if len(clips) == 1:
+        return [chosen_video(sample, videos, None)]
+    if len(clips) != len(videos):
+        raise ModelError(
+            f"Sample {sample} of the batch has {len(videos)} videos, but {len(clips)} clips: encode and grids need the "
+            "same clips."
+        )
+    return list(videos)
+
+
 def chosen_video(sample: int, videos: Sequence[Video], which: int | None) -> Video:
     """The sample's only video, or the one that is asked for. Raises ModelError."""
     if which is None and len(videos) == 1:

@@ -38,8 +38,8 @@ CODE_AND_TEXT = {
     "student": (
         "The student",
         "Batches, where visual tokens lie, capture of attention rows, words, alignment, export.",
-        ["vlm_hooks.families", "vlm_hooks.student", "vlm_hooks.capture", "vlm_hooks.capture_request",
-         "vlm_hooks.words", "vlm_hooks.alignment", "vlm_hooks.aligners", "vlm_hooks.export"],
+        ["vlm_hooks.families", "vlm_hooks.student", "vlm_hooks.loading", "vlm_hooks.capture",
+         "vlm_hooks.capture_request", "vlm_hooks.words", "vlm_hooks.alignment", "vlm_hooks.aligners", "vlm_hooks.export"],
     ),
     "data": (
         "Sources, clips and data",

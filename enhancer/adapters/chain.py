@@ -17,7 +17,7 @@ from enhancer.adapters.schema import ANSWER, AdapterRecipe, ReadingSettings, Sta
 from enhancer.adapters.stages import Progress, is_done, run_stage, stage_summary
 from enhancer.console import Console
 from enhancer.data.samples import Problem
-from enhancer.pipeline import data_root
+from enhancer.run_data import data_root
 from enhancer.processes import Process
 from enhancer.recipe import build
 from enhancer.runfolder import RunFolder, readable_write_errors, report_skipped

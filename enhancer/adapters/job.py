@@ -18,7 +18,7 @@ from enhancer.console import Console
 from enhancer.data.samples import Sample, load_samples
 from enhancer.jobs import Job
 from enhancer.launch import check_launch
-from enhancer.pipeline import data_root
+from enhancer.run_data import data_root
 from enhancer.processes import Process, ended_in_order
 from enhancer.runfolder import RunFolder, readable_write_errors, write_json
 from enhancer.shipped import quiet_libraries, student_path, torch_device

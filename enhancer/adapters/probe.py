@@ -22,7 +22,7 @@ from enhancer.data.samples import Sample, load_samples
 from enhancer.evaluation.answering import ask
 from enhancer.evaluation.scores import paired_difference, summarise
 from enhancer.jobs import Job
-from enhancer.pipeline import data_root
+from enhancer.run_data import data_root
 from enhancer.processes import one_at_a_time
 from enhancer.recipe import option
 from enhancer.recipe_schema import NAME, DataSettings, EvaluateSettings

@@ -29,7 +29,7 @@ def compare_priors(name: str, overrides: list[str], sources: str | None, split: 
     from enhancer.arms import store_folder
     from enhancer.extraction import with_own_frames
     from enhancer.jobs import load_recipe
-    from enhancer.pipeline import prepare_data
+    from enhancer.run_data import prepare_data
     from enhancer.runfolder import readable_write_errors, write_json, write_text
     from enhancer.shipped import quiet_libraries
 

@@ -186,7 +186,7 @@ def _keys_of_recipe(name: str, store: PriorStore) -> set[str]:
 def planned_keys(recipe: EnhanceRecipe, store: PriorStore) -> set[str]:
     """Keys of all priors that a run of this recipe uses, as far as its data, models and the store tell them."""
     from enhancer.extraction import needed_sources, source_contexts, with_own_frames
-    from enhancer.pipeline import read_data
+    from enhancer.run_data import read_data
     from enhancer.sources import build_spec
 
     try:

@@ -10,9 +10,9 @@
                  {"video_id","questions":[{"question_id","task_type","question","options","answer"}]} (Video-MME)
   plain          {"video","question","answer","options","question_type"}, a question a row; its type may also be "type"
 
-Rows of the first two may carry "options" and "question_type". Every row may say "video_start" and "video_end"
-(seconds); the first two's video may be a list of pictures, with "fps". Several questions give several samples; several
-videos, or pictures beside the video, are refused, since a motion prior is of one.
+Rows of the first two (enhancer/data/dialogues.py) may carry "options" and "question_type", show several videos and
+pictures beside them, and a video of theirs may be a list of pictures, with "fps". Every row may say "video_start" and
+"video_end" (seconds). Several questions give several samples.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from enhancer.data.files import FOOTAGE_KEYS, find_video, is_pictures
+from enhancer.data.dialogues import conversations, messages
+from enhancer.data.files import FOOTAGE_KEYS, find_video
 from enhancer.data.questions import VIDEO_MARKER, Sample, make_sample, split_options
 from vdm_priors.errors import SampleError
 
 Build = Callable[[Path], Sample]  # from the data folder to the sample; raises SampleError
 CAPTION_QUESTION = "Describe the motion in this video in detail."  # captions come without a question
-ONE_VIDEO = ("a sample is one question about one video, which its motion prior is of; give each video its own row, or "
-             "join what belongs together in one file")
-_IMAGE_MARKER = "<image>"  # LLaVA-Video's mark of the video
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 # MotionBench and FAVOR-Bench name files alone; these are the folders of their downloads, and of ours
 _FOLDERS = ("", "videos", "public-dataset", "self-collected")
 
@@ -69,98 +66,6 @@ def _fails(reason: str) -> Build:
 
 def _without(row: dict, *keys: str) -> dict:
     return {key: value for key, value in row.items() if key not in (*keys, *FOOTAGE_KEYS)}
-
-
-# -- conversations and messages ---------------------------------------------------------
-
-
-def _conversations(row_id: str, row: dict) -> list[tuple[str, Build]]:
-    return _dialogue(row_id, row, "conversations", "from", "value")
-
-
-def _messages(row_id: str, row: dict) -> list[tuple[str, Build]]:
-    return _dialogue(row_id, row, "messages", "role", "content")
-
-
-def _dialogue(row_id: str, row: dict, key: str, role_key: str, text_key: str) -> list[tuple[str, Build]]:
-    turns = _turns(row.get(key), key, role_key, text_key)
-    named, cut = _video_of(row, key, text_key)
-    meta = _without(row, "id", "video", "videos", "conversations", "messages", "options", "question_type", "qa")
-    pairs = list(zip(turns[::2], turns[1::2], strict=True))
-    if len(pairs) > 1 and row.get("options"):
-        raise SampleError("has options and several questions; give each question its own row")
-
-    def builder(number: int, sample_id: str) -> Build:
-        def build(root: Path) -> Sample:
-            question, answer = pairs[number]
-            if VIDEO_MARKER not in question:
-                question = question.replace(_IMAGE_MARKER, VIDEO_MARKER)
-            if _IMAGE_MARKER in question or row.get("image") or row.get("images"):
-                raise SampleError(f"shows a picture beside its video, but {ONE_VIDEO}")
-            markers = question.count(VIDEO_MARKER)
-            if number == 0 and markers != 1:
-                found = "no" if markers == 0 else f"{markers}"
-                raise SampleError(f"the question has {found} {VIDEO_MARKER}; put exactly one where the video belongs")
-            if number and markers:
-                raise SampleError(f"a later turn has a {VIDEO_MARKER}; only the first may show the video")
-            question = question.replace(VIDEO_MARKER, "")
-            extra = {**meta, "turn": number + 1} if len(pairs) > 1 else meta
-            video = find_video(named, cut, root)
-            return make_sample(sample_id, video, question, answer, row.get("options"), row.get("question_type"), extra)
-
-        return build
-
-    # Later turns are questions of their own about the same video.
-    ids = [row_id if n == 0 else f"{row_id}#{n + 1}" for n in range(len(pairs))]
-    return [(sample_id, builder(n, sample_id)) for n, sample_id in enumerate(ids)]
-
-
-def _turns(raw: Any, key: str, role_key: str, text_key: str) -> list[str]:
-    """The texts of the turns: a question and its answer, by turns."""
-    if not isinstance(raw, list) or not raw:
-        raise SampleError(f'"{key}" is not a list of turns')
-    roles, texts = [], []
-    for turn in raw:
-        if not isinstance(turn, dict):
-            raise SampleError("a turn is not an object")
-        role = turn.get(role_key)
-        if not isinstance(role, str) or role not in _ROLES:
-            raise SampleError(f"a turn is by {role!r}; only user and assistant are read")
-        roles.append(_ROLES[role])
-        texts.append(_text(turn.get(text_key)))
-    if len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise SampleError("turns must be a question and its answer, by turns")
-    return texts
-
-
-def _text(content: Any) -> str:
-    """Text of a turn; parts of a structured content joined, a video part becoming the marker."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise SampleError("a turn has no text")
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("video", "text"):
-            raise SampleError(f"a turn has a part of type {kind!r}; only text and video are read")
-        parts.append(VIDEO_MARKER if kind == "video" else str(part.get("text", "")))
-    return "\n".join(parts)
-
-
-def _video_of(row: dict, key: str, text_key: str) -> tuple[str | list[str], dict]:
-    """The path or pictures that a row names, and the object that says which seconds of it: the row or a turn's part."""
-    structured = [turn[text_key] for turn in row[key] if isinstance(turn[text_key], list)]
-    parts = [part for content in structured for part in content if "video" in part]
-    holder = next((part for part in parts if "video" not in row and "videos" not in row), row)
-    video = holder["video"] if "video" in holder else holder.get("videos")
-    if isinstance(video, list) and not is_pictures(video):
-        if len(video) != 1:
-            raise SampleError(f"names {len(video)} videos, but {ONE_VIDEO}")
-        video = video[0]
-    if not is_pictures(video) and (not isinstance(video, str) or not video):
-        raise SampleError(f'names no video (key "{"video" if key == "conversations" else "videos"}")')
-    return video, holder
 
 
 # -- benchmarks -------------------------------------------------------------------------
@@ -219,7 +124,8 @@ def _videomme(row_id: str, row: dict) -> list[tuple[str, Build]]:
 
         return build
 
-    ids = [str(asked.get("question_id") or (f"{row_id}#{n + 1}" if nested else row_id)) for n, asked in enumerate(questions)]
+    ids = [str(asked.get("question_id") or (f"{row_id}#{n + 1}" if nested else row_id))
+           for n, asked in enumerate(questions)]
     return [(sample_id, builder(sample_id, asked)) for sample_id, asked in zip(ids, questions, strict=True)]
 
 
@@ -248,8 +154,9 @@ def _plain(row_id: str, row: dict) -> list[tuple[str, Build]]:
     def build(root: Path) -> Sample:
         kind = next((row[key] for key in ("question_type", "type", "category") if row.get(key)), "")
         question = str(row.get("question", "")).replace(VIDEO_MARKER, "")
-        return make_sample(row_id, find_video(_named(row, "video"), row, root, _FOLDERS), question, row.get("answer", ""),
-                           _unlettered(row.get("options")), kind, _without(row, "video", "question", "answer", "options"))
+        video = find_video(_named(row, "video"), row, root, _FOLDERS)
+        return make_sample(row_id, video, question, row.get("answer", ""), _unlettered(row.get("options")), kind,
+                           _without(row, "video", "question", "answer", "options"))
 
     return [(row_id, build)]
 
@@ -280,8 +187,8 @@ def _named(row: dict, key: str) -> str:
 
 
 FORMS = {
-    "conversations": Format("conversations", _conversations),
-    "messages": Format("messages", _messages),
+    "conversations": Format("conversations", conversations),
+    "messages": Format("messages", messages),
     "motionbench": Format("qa", _motionbench),
     "videomme": Format("video_id", _videomme),
     "favor": Format("questions", _favor),

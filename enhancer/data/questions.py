@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from enhancer.video.footage import Video
+from enhancer.video.footage import PICTURES_A_SECOND, Footage, Video
 from vdm_priors.errors import SampleError
 
 VIDEO_MARKER = "<video>"
@@ -17,9 +18,22 @@ _LETTER_ANSWER = re.compile(r"^\(?([A-Z])\)?[.:]?$")
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture beside a video. The student sees it; nothing moves in it, so that no prior is of it."""
+
+    file: Path
+
+    @property
+    def footage(self) -> Footage:
+        """As a video of one picture, which is how it is read."""
+        return Footage((self.file,), fps=PICTURES_A_SECOND)
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One question about one video. question: without the <video> marker and without option
-    lines; answer: the full text, the right option's text where there are options, or "NA"."""
+    """One question about one video, or about several. question: without the <video> marker and without option
+    lines; answer: the full text, the right option's text where there are options, or "NA"; shown: all that the student
+    sees, in its order, where that is more than `video`, which then is the first video of it."""
 
     id: str
     video: Video
@@ -28,6 +42,29 @@ class Sample:
     options: tuple[str, ...] = ()
     question_type: str = ""
     meta: dict[str, Any] = field(default_factory=dict, compare=False)
+    shown: tuple[Video | Picture, ...] = ()
+
+    @property
+    def everything(self) -> tuple[Video | Picture, ...]:
+        """All that the student sees, in its order."""
+        return self.shown or (self.video,)
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """The videos among it."""
+        return tuple(one for one in self.everything if not isinstance(one, Picture))
+
+    @property
+    def kinds(self) -> list[str]:
+        """"video" or "image" for each of it."""
+        return ["image" if isinstance(one, Picture) else "video" for one in self.everything]
+
+    def views(self) -> list[Sample]:
+        """The question about each of its videos alone, which is what a motion prior is of: id, id@2, id@3, …"""
+        if not self.shown:
+            return [self]
+        return [replace(self, id=self.id if n == 0 else f"{self.id}@{n + 1}", video=video, shown=())
+                for n, video in enumerate(self.videos)]
 
     @property
     def is_hidden(self) -> bool:
@@ -45,7 +82,7 @@ class Problem:
 
 def make_sample(
     sample_id: str, video: Video, question: str, answer: Any, options: Any = (), question_type: Any = "",
-    meta: dict | None = None,
+    meta: dict | None = None, shown: tuple[Video | Picture, ...] = (),
 ) -> Sample:
     """The sample, its answer the right option's text; SampleError where a text is missing or no option is right."""
     question, answer = question.strip(), str(answer).strip()
@@ -60,7 +97,7 @@ def make_sample(
     options = tuple(option.strip() for option in options)
     if options:
         answer = _right_option(answer, options)
-    return Sample(sample_id, video, question, answer, options, str(question_type or ""), meta or {})
+    return Sample(sample_id, video, question, answer, options, str(question_type or ""), meta or {}, shown)
 
 
 def split_options(question: str) -> tuple[str, list[str]]:

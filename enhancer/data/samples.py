@@ -12,22 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from enhancer.data.formats import FORMS, questions_of
-from enhancer.data.questions import HIDDEN_ANSWER, LETTERS, VIDEO_MARKER, Problem, Sample, split_options
+from enhancer.data.questions import HIDDEN_ANSWER, LETTERS, VIDEO_MARKER, Picture, Problem, Sample, split_options
 from vdm_priors.errors import SampleError
 
-__all__ = ["FORMATS", "HIDDEN_ANSWER", "LETTERS", "Problem", "Sample", "VIDEO_MARKER", "load_samples", "split_options"]
+__all__ = ["FORMATS", "HIDDEN_ANSWER", "LETTERS", "Picture", "Problem", "Sample", "VIDEO_MARKER", "load_samples",
+           "split_options"]
 
 FORMATS = ("auto", *FORMS)
+ONE_VIDEO = ("here a sample is one question about one video (the training of `enhancer run` takes several); give each "
+             "its own row, or join what belongs together in one file")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON may hold one alone; no file or tokenizer takes it
 
 
 def load_samples(
-    path: str | os.PathLike, root: str | os.PathLike | None = None, format: str = "auto", training: bool = False
+    path: str | os.PathLike, root: str | os.PathLike | None = None, format: str = "auto", training: bool = False,
+    several: bool = False,
 ) -> tuple[list[Sample], list[Problem]]:
     """Samples and problems of a .json or .jsonl file; video paths lie under `root` (None: the
     file's folder). SampleError where the file, or every row of it, is unusable.
 
-    training: questions whose answer is hidden ("NA") are problems, since there is nothing to learn from them.
+    training: questions whose answer is hidden ("NA") are problems, since there is nothing to learn from them. several:
+    whether samples may show several videos, or pictures beside them, or else are problems.
     """
     path = Path(path)
     root = Path(root) if root is not None else path.parent
@@ -48,6 +53,14 @@ def load_samples(
                 sample = build(root)
                 if training and sample.is_hidden:
                     raise SampleError(f"its answer is hidden ({HIDDEN_ANSWER}), so it cannot be trained on")
+                if sample.shown and not several:
+                    raise SampleError(f"shows {len(sample.videos)} videos and {len(sample.shown) - len(sample.videos)} "
+                                      f"pictures; {ONE_VIDEO}")
+                views = {view.id for view in sample.views()[1:]}
+                if views & seen:
+                    raise SampleError(f"its further videos are called {', '.join(sorted(views))}, and other rows too; "
+                                      "give those another id")
+                seen |= views
                 samples.append(sample)
             except SampleError as error:
                 problems.append(Problem(sample_id, str(error) if sample_id == place else f"{place}: {error}"))

@@ -123,7 +123,7 @@ def _prior_key(cell: Cell) -> str:
 
 
 def _all_data(cells: list[Cell], console: Console) -> dict[str, Any]:
-    from enhancer.pipeline import prepare_data
+    from enhancer.run_data import prepare_data
 
     data: dict[str, Any] = {}
     for cell in cells:

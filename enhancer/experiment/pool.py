@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from enhancer.data.samples import Sample
+from enhancer.data.samples import Picture, Sample
 from enhancer.experiment.adapted import FILE as ADAPTER_FILE
 from enhancer.experiment.adapted import adapter_key
 from enhancer.experiment.cells import Cell
@@ -126,7 +126,9 @@ def training_key(cell: Cell, root: Path, samples: list[Sample], priors: dict[str
         version=version("motion-enhancer"),
         **student,
         alignment=None if priors is None else alignment,
-        samples=[[*_described(sample), None if priors is None else priors.get(sample.id)] for sample in samples],
+        samples=[
+            [*_described(s), *(None if priors is None else priors.get(view.id) for view in s.views())] for s in samples
+        ],
     )
 
 
@@ -145,7 +147,8 @@ def _without(values: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _described(sample: Sample) -> list:
-    return [sample.id, _shown(sample.video), sample.question, sample.answer]
+    beside = [_shown(one.footage if isinstance(one, Picture) else one) for one in sample.shown]
+    return [sample.id, _shown(sample.video), sample.question, sample.answer, *beside]
 
 
 def _shown(video: Video) -> list:

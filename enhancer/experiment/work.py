@@ -32,7 +32,7 @@ def finish_student(asked: Path, seed: int | None, console: Console, keep: bool =
     from enhancer.evaluation.scores import summarise
     from enhancer.experiment import adapted
     from enhancer.experiment.pool import answered_at, trained_at
-    from enhancer.pipeline import read_data
+    from enhancer.run_data import read_data
     from enhancer.processes import one_at_a_time
     from enhancer.recipe_schema import EnhanceRecipe
     from enhancer.runfolder import read_json, write_json, write_lines

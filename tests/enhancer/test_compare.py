@@ -15,7 +15,7 @@ from enhancer.commands.compare import all_tables
 from enhancer.console import Console
 from enhancer.extraction import needed_sources
 from enhancer.jobs import load_recipe
-from enhancer.pipeline import prepare_data
+from enhancer.run_data import prepare_data
 from vdm_priors.errors import RecipeError
 
 WORLD = ["world.seed=4", "world.train_clips=1", "world.test_clips=6", "world.height=32", "world.width=32",

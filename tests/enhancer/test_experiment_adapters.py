@@ -15,7 +15,7 @@ from enhancer.experiment.cells import control_of, make_cells
 from enhancer.experiment.pool import training_key, trained_at
 from enhancer.experiment.run import run_compare
 from enhancer.experiment.schema import CompareRecipe
-from enhancer.pipeline import data_root
+from enhancer.run_data import data_root
 from enhancer.recipe import build
 from enhancer.runfolder import read_json, read_lines
 from enhancer.world import make_world

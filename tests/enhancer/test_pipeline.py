@@ -15,7 +15,8 @@ import yaml
 from enhancer.console import Console
 from enhancer.evaluation.scores import summarise
 from enhancer.extraction import needed_sources, with_own_frames
-from enhancer.pipeline import data_root, run_enhance
+from enhancer.pipeline import run_enhance
+from enhancer.run_data import data_root
 from enhancer.recipe import build
 from enhancer.recipe_schema import EnhanceRecipe
 from enhancer.runfolder import RunFolder, finished_so_far, read_json, read_lines, write_json, write_text

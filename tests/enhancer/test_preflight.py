@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from enhancer.cli import app
 from enhancer.jobs import load_recipe
-from enhancer.pipeline import read_data
+from enhancer.run_data import read_data
 from enhancer.preflight import preflight
 from tests.enhancer.tiny_run import recipe_values, student_folder, teacher_folder, write_data
 from tests.vdm_priors.real_configs import CONFIGS, write_configs

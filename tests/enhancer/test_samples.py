@@ -6,7 +6,7 @@ import pytest
 
 from enhancer.data.formats import CAPTION_QUESTION
 from enhancer.data.files import assumed_rates
-from enhancer.data.samples import Sample, load_samples, split_options
+from enhancer.data.samples import Picture, Sample, load_samples, split_options
 from enhancer.video.footage import Footage
 from vdm_priors.errors import SampleError
 
@@ -94,14 +94,68 @@ def test_llava_video_marks_its_video_as_an_image(root):
     assert samples[0].question == "What moves?"
 
 
-def test_other_videos_and_pictures_beside_the_video_are_refused(root):
-    """Not passed over: a picture's marker would stay in the question as text."""
-    both = "<video>\n<image>\nIs it this one?"
-    rows = [talk(id="two", video=["a.mp4", "a.mp4"]), talk(id="mark", question=both), talk(id="key", images=["a.jpg"])]
-    samples, problems = load(root, [talk(), *rows])
-    assert len(samples) == 1 and [p.id for p in problems] == ["two", "mark", "key"]
-    assert "names 2 videos, but a sample is one question about one video" in problems[0].reason
-    assert all("shows a picture beside its video" in p.reason and "join what" in p.reason for p in problems[1:])
+BOTH = "<video>\n<image>\n<video>\nWhich is it?"
+
+
+@pytest.fixture
+def more(root):
+    """Another video and a picture."""
+    (root / "videos/b.mp4").touch()
+    (root / "p.png").touch()
+    return root
+
+
+def parts(*content, **row):
+    """A row of "messages" whose question is in parts."""
+    told = [{"role": "user", "content": list(content)}, {"role": "assistant", "content": "left"}]
+    return {"messages": told, **row}
+
+
+def test_several_videos_and_a_picture_keep_their_order(more):
+    a, b, picture = ((more / name).resolve() for name in ("videos/a.mp4", "videos/b.mp4", "p.png"))
+    named = [{"type": "video", "video": "videos/a.mp4", "video_end": 2}, {"type": "image", "image": "p.png"},
+             {"type": "video", "video": "videos/b.mp4"}, {"type": "text", "text": "Which is it?"}]
+    rows = [talk(id="listed", video=["videos/a.mp4", "videos/b.mp4"], question=BOTH, image="p.png"), parts(*named),
+            talk(id="after", videos=["videos/b.mp4", "videos/a.mp4"], question="Which is it? <video> <video>", video=None)]
+    del rows[2]["video"]
+    rows[0]["conversations"] += [{"from": "human", "value": "And why?"}, {"from": "gpt", "value": "it stops"}]
+    samples, problems = load(more, rows, several=True)
+    cut = Footage((a,), 0.0, 2.0)
+    assert not problems and {s.question for s in samples} == {"Which is it?", "And why?"}
+    shown = (a, Picture(picture), b)
+    assert [s.shown for s in samples] == [shown, shown, (cut, Picture(picture), b), (b, a)]
+    assert [s.video for s in samples] == [a, a, cut, b] and samples[2].kinds == ["video", "image", "video"]
+    views = samples[0].views()
+    assert [(v.id, v.video, v.question, v.shown) for v in views] == [
+        ("listed", a, "Which is it?", ()), ("listed@2", b, "Which is it?", ())]
+    assert load(more, [talk()], several=True)[0][0].views() == load(more, [talk()])[0]
+
+
+@pytest.mark.parametrize("row, reason", [
+    (talk(video=["videos/a.mp4", "videos/b.mp4"]), "has 1 <video> and 0 <image>, but the row names 2 videos"),
+    (talk(question=BOTH, image="p.png"), "has 2 <video> and 1 <image>, but the row names 1 videos and 1 pictures"),
+    (talk(question="<video>\n<image>\nIs it this one?"), "0 pictures; put one for each"),
+    (talk(images=["p.png"]), "has 1 <video> and 0 <image>, but the row names 1 videos and 1 pictures"),
+    (talk(question="Is <video> like <image>?", images=["p.png"]), "stand between words; put them all before"),
+    (talk(question="<video> <image> Q?", images=["no.png"]), "'no.png' is not in"),
+    (talk(question="<video> <image> Q?", images=[3]), "a picture that is no path"),
+    (talk(question=BOTH, image="p.png", video=["videos/a.mp4", "videos/b.mp4"], video_end=1), "one video_start or"),
+    (parts({"type": "audio"}), "only text, video and image are read"),
+    ({"id": "good@2", **talk(id="good@2")}, "are called good@2, and other rows too"),
+])  # fmt: skip
+def test_several_videos_that_cannot_be_told_apart_are_refused(more, row, reason):
+    good = talk(id="good", question=BOTH, image="p.png", video=["videos/a.mp4", "videos/b.mp4"])
+    samples, problems = load(more, [row, good, talk(id="plain")], several=True)
+    assert len(problems) == 1 and reason in problems[0].reason and len(samples) == 2
+
+
+def test_several_videos_are_refused_where_one_is_asked_about(more):
+    rows = [talk(), talk(id="two", video=["videos/a.mp4", "videos/b.mp4"], question="<video><video>Q?"),
+            talk(id="beside", question="<video><image>Q?", images=["p.png"])]
+    samples, problems = load(more, rows)
+    assert [s.id for s in samples] == ["one"] and [p.id for p in problems] == ["two", "beside"]
+    assert "shows 2 videos and 0 pictures; here a sample is one question about one video" in problems[0].reason
+    assert "shows 1 videos and 1 pictures" in problems[1].reason and "join what" in problems[1].reason
 
 
 def test_rows_of_all_formats_in_one_file(root):
@@ -177,7 +231,6 @@ BAD = {
     "is not in": talk(video="videos/none.mp4"),
     "leaves the data folder": talk(video="../secret.mp4"),
     "names no video": {k: v for k, v in talk().items() if k != "video"},
-    "names 2 videos, but a sample": talk(video=["a", "b"]),
     "by 'system'": {**talk(), "conversations": [{"from": "system", "value": "x"}]},
     "a question and its answer": {**talk(), "conversations": [{"from": "human", "value": "<video>x"}]},
     "is not a list of turns": {**talk(), "conversations": "hello"},

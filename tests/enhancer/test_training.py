@@ -493,7 +493,7 @@ def test_a_sample_that_is_too_long_is_told_before_encoding(samples, cache):
     # the check counts as the processor does
     batch = Collator(student, prompts, None, None)([clips[1]])
     text = len(student.tokenizer(prompts["s1"].text + "down" + student.end_token)["input_ids"])
-    assert batch["input_ids"].shape[1] == text - 1 + student.num_video_tokens(*item.clip.frames.shape[:3])
+    assert batch["input_ids"].shape[1] == text - 1 + student.num_video_tokens(*item.clips[0].frames.shape[:3])
     assert batch[NOTES].ids == ["s1"] and batch[NOTES].request is None
 
 

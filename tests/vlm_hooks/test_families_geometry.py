@@ -18,7 +18,7 @@ from transformers import InternVLConfig, LlavaOnevisionConfig, Qwen2_5_VLConfig,
 
 from tests.vlm_hooks.tiny_families import SAVERS, family_student
 from tests.vlm_hooks.tiny_student import Clip
-from vdm_priors.errors import ModelError
+from vdm_priors.errors import ModelError, SampleError
 
 QWENS = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SQUARE = {"internvl": 32, "internvl-3.5": 32, "llava_onevision": 44}
@@ -185,6 +185,33 @@ def test_images_and_other_videos_beside_the_clip(name):
         student.grids(inputs, asked)
     with pytest.raises(ModelError, match="1 videos and number 1 .counted from 0. was chosen"):
         student.grids(inputs, asked, which=[0, 1])
+
+
+@pytest.mark.parametrize("name", list(SAVERS))
+def test_cells_of_every_video_of_a_sample_with_a_picture_between_them(name):
+    """As training encodes it: one prompt, two videos with a picture between them, beside a sample of one."""
+    student = without_mixing(name)
+    sizes = sizes_of(name)
+    clips = [coded_clip(n, 2, *sizes[n % len(sizes)]) for n in range(3)]
+    picture = np.full((*sizes[0], 3), 250, np.uint8)
+    shown = [[clips[0], picture, clips[1]], clips[2]]
+    prompts = [student.prompt("Which?", shown=["video", "image", "video"]).text, student.prompt("Where is it?").text]
+    encoding = student.encode(shown, prompts, ["this", "there"], padding_side="left")
+    inputs = {key: value for key, value in encoding.inputs.items() if key != "labels"}
+    grids, columns = student.grids(inputs, shown)
+    seen = pixels_seen(student, inputs)
+    for video, (sample, number) in enumerate([(0, 0), (0, 1), (1, 2)]):
+        check_cells(grids[video], columns[video], sample, number, clips[number], seen, slack_of(name))
+    with pytest.raises(AssertionError):
+        check_cells(grids[1], columns[0], 0, 1, clips[1], seen, slack_of(name))
+    taught = encoding.inputs["labels"][0]
+    text = student.tokenizer.decode(taught[taught != -100])
+    assert text == "this" + student.end_token, "the answer alone is learnt"
+    alone = student.encode([shown[0]], prompts[:1]).inputs["input_ids"].shape[1]
+    tokens = sum(map(student.clip_tokens, clips[:2])) + student.num_image_tokens(*picture.shape[:2])
+    assert alone == len(student.tokenizer(prompts[0])["input_ids"]) - 3 + tokens
+    with pytest.raises(SampleError, match="has 2 videos and 1 images, but 1 clips and 1 pictures are given"):
+        student.encode([shown[0][:2]], prompts[:1])
 
 
 @pytest.mark.parametrize(("height", "width"), [(70, 41), (48, 100), (20, 90)])

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vdm_priors.errors import SampleError
 from vlm_hooks import student
 from vlm_hooks.frame_groups import attend_in_groups
 from vlm_hooks.streams import FrameMarks, FrameTokens, check_divisible
-from vlm_hooks.videos import Video
+from vlm_hooks.videos import Video, clips_of
 
 MODEL_TYPES = ("internvl",)
 ORIGINALS = ("internvl_chat", "InternVLChatModel")
@@ -115,13 +116,21 @@ class Student(student.Student):
         return {"image": BaseModelOutputWithPooling(pooler_output=flat)}
 
     def _process(
-        self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str
+        self, texts: list[str], shown: Sequence[Sequence[Any]], names: Sequence[str], padding_side: str
     ) -> dict[str, Any]:
-        if len({len(clip.frames) for clip in clips}) == 1:
-            return super()._process(texts, clips, names, padding_side)
+        counts = [{len(clip.frames) for clip in clips_of(media)} for media in shown]
+        if len(set().union(*counts)) == 1:
+            return super()._process(texts, shown, names, padding_side)
+        for name, several in zip(names, counts, strict=True):
+            if len(several) > 1:
+                raise SampleError(
+                    f"InternVL's processor takes the videos of a sample with equally many frames only, but those of "
+                    f"{name} have {', '.join(map(str, sorted(several)))}. Sample a fixed number of frames "
+                    "(sampling.frames without sampling.fps)."
+                )
         alone = super()._process
-        samples = zip(texts, clips, names, strict=True)
-        parts = [alone([text], [clip], [name], padding_side) for text, clip, name in samples]
+        samples = zip(texts, shown, names, strict=True)
+        parts = [alone([text], [media], [name], padding_side) for text, media, name in samples]
         length = max(part["input_ids"].shape[1] for part in parts)
         fill = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0, "offset_mapping": 0}
         joined: dict[str, Any] = {}

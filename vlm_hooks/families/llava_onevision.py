@@ -22,7 +22,7 @@ from vdm_priors.errors import SampleError
 from vlm_hooks import student
 from vlm_hooks.frame_groups import attend_in_groups
 from vlm_hooks.streams import FrameTokens, check_divisible
-from vlm_hooks.videos import Video
+from vlm_hooks.videos import Video, clips_of
 
 MODEL_TYPES = ("llava_onevision",)
 ORIGINALS = ("LlavaQwenForCausalLM",)
@@ -98,16 +98,17 @@ class Student(student.Student):
         return math.ceil(math.isqrt(self.processor.num_image_tokens) / 2)
 
     def _process(
-        self, texts: list[str], clips: Sequence[Any], names: Sequence[str], padding_side: str
+        self, texts: list[str], shown: Sequence[Sequence[Any]], names: Sequence[str], padding_side: str
     ) -> dict[str, Any]:
-        counts = [len(clip.frames) for clip in clips]
+        clips = [(name, clip) for name, media in zip(names, shown, strict=True) for clip in clips_of(media)]
+        counts = [len(clip.frames) for _, clip in clips]
         if len(set(counts)) > 1:
-            listed = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
+            listed = ", ".join(f"{name}: {len(clip.frames)}" for name, clip in clips)
             raise SampleError(
                 f"LLaVA-OneVision takes batches of equally many frames only, but these clips have {listed}. Sample a "
                 "fixed number of frames (sampling.frames without sampling.fps), or use batches of one."
             )
-        return super()._process(texts, clips, names, padding_side)
+        return super()._process(texts, shown, names, padding_side)
 
 
 def stock_checkpoint(name: str) -> str:
