@@ -77,7 +77,7 @@ class AlignedTrainer(Trainer):
     def run(self, checkpoint: Path | None) -> tuple[int, dict[str, Tensor] | None]:
         """Train to the end, from the checkpoint if there is one.
 
-        The step it began at; and, where the weights are sharded, all of them gathered on process 0.
+        The step it began at; and, where the weights are sharded, all of them, which process 0 alone is sure to get.
         """
         required = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         self._freeze()
@@ -98,7 +98,8 @@ class AlignedTrainer(Trainer):
                 with capture(self.model) if self.aligner is not None else nullcontext():
                     self._train_from(checkpoint)
                 if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                    whole = self.accelerator.get_state_dict(self.model_wrapped)
+                    # None from ZeRO-3 for the processes beside the first
+                    whole = self.accelerator.get_state_dict(self.model_wrapped) or {}
         finally:
             close_tracker(self.settings.report_to)
             unset_hf_deepspeed_config()  # else ZeRO-3 would shard every model that is loaded from now on
@@ -214,7 +215,7 @@ class AlignedTrainer(Trainer):
         chosen = self.settings.alignment
         with torch.autocast(self.args.device.type, enabled=False):  # regridding needs full precision
             result = align_batch(notes.request, notes.matches, notes.grids, notes.priors, self.aligner, chosen.loss,
-                                 chosen.normalize, chosen.regrid, chosen.compare_on, chosen.sharpen)
+                                 chosen.normalize, chosen.regrid, chosen.compare_on, chosen.sharpen, notes.samples)
         attention = notes.request.mean()
         if result.words_matched and not attention.requires_grad:
             raise UserError("The alignment loss has no gradient: everything that shapes the student's attention is "

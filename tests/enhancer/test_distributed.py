@@ -1,6 +1,7 @@
 """Trainings of the shipped student in several processes, and killed ones: the trained student is the same.
 
-Two processes on the CPU (gloo) under torchrun and accelerate launch; FSDP2 as tests/enhancer/train_child.py says.
+Two processes on the CPU (gloo) under torchrun and accelerate launch; FSDP2 as tests/enhancer/train_child.py says, and
+DeepSpeed where it is installed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ from enhancer.shipped import student_path
 from enhancer.train_settings import TrainSettings
 from tests.enhancer.test_training import write_video
 from tests.enhancer.tiny_run import recipe_values
-from tests.enhancer.train_child import ANSWERS, CUT, SETTINGS, run
+from tests.enhancer.train_child import ANSWERS, CUT, SETTINGS, SHARDING, run
 from vdm_priors.errors import RecipeError, UserError
 
 CHILD = Path(__file__).with_name("train_child.py")
@@ -40,7 +42,9 @@ SINGLE = replace(SETTINGS, batch_size=4)
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(Path(__file__).parents[2])}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "DS_ACCELERATOR": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +109,25 @@ def read_lines_safely(path: Path) -> list[str]:
 # -- two processes ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def launched(root):
-    """With copies (DDP) and shards (FSDP2): trained under torchrun, resumed under accelerate launch."""
-    for launcher, modes in ((TORCHRUN, ["ddp", "fsdp2"]), (ACCELERATE, ["ddp-resumed", "fsdp2-resumed"])):
-        command = [*launcher, str(CHILD), str(root), *modes]
+def launch(root: Path, *modes: str) -> Path:
+    """Trains them under torchrun and resumes them under accelerate launch."""
+    for launcher, suffix in ((TORCHRUN, ""), (ACCELERATE, "-resumed")):
+        command = [*launcher, str(CHILD), str(root), *(f"{mode}{suffix}" for mode in modes)]
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=1500)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return root
+
+
+@pytest.fixture(scope="module")
+def launched(root):
+    """With copies (DDP) and shards (FSDP2)."""
+    return launch(root, "ddp", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def launched_with_deepspeed(root):
+    """With shards of gradients and optimizer (ZeRO-2), and of weights too (ZeRO-3)."""
+    return launch(root, "zero2", "zero3", "zero3lora")
 
 
 @pytest.mark.slow
@@ -137,6 +152,25 @@ def test_two_processes_train_what_one_does_and_resume_it(launched, alone, mode):
     assert rows[0]["ar_loss"] == pytest.approx(reference[0]["ar_loss"], rel=1e-5)
     assert [row["loss"] for row in read_lines(resumed / "history.jsonl")][:CUT] == [row["loss"] for row in rows][:CUT]
     assert "motion_capture" not in (whole / "model" / "config.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed (pip install deepspeed)")
+@pytest.mark.parametrize("mode", ["zero2", "zero3", "zero3lora"])
+def test_deepspeed_trains_what_one_process_does_and_resumes_it(launched_with_deepspeed, alone, root, mode):
+    if mode == "zero3lora":
+        alone = root / "alone-lora"
+        run(root, alone, replace(SINGLE, lora=SHARDING[mode]["lora"]))
+    whole, resumed = (launched_with_deepspeed / name for name in (mode, f"{mode}-resumed"))
+    assert largest_difference(whole, resumed) <= 1e-6
+    start = load_file(Path(student_path("world")) / "model.safetensors")
+    moved = max(float((start[name] - tensor).abs().max()) for name, tensor in weights(alone).items())
+    assert largest_difference(whole, alone) <= 0.005 * moved
+    for row, other in zip(read_lines(whole / "history.jsonl"), read_lines(alone / "history.jsonl"), strict=True):
+        for key in ("loss", "ar_loss", "alignment_loss", "video_mass"):
+            assert row[key] == pytest.approx(other[key], rel=1e-5), (row["step"], key)
+        assert row["words_matched"] == other["words_matched"]
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """A training in processes of its own: `python train_child.py FOLDER MODE` (or under torchrun) makes what tests compare.
 
-MODE ddp, fsdp2: an uninterrupted training of the shipped student to FOLDER/MODE; ddp-resumed, fsdp2-resumed: one from
+MODE of SHARDING: an uninterrupted training of the shipped student to FOLDER/MODE; with -resumed: one from
 the checkpoint of those at step 12; slow: a single training that waits a little in every step, so that it can be killed
 in one. The trained weights go to <folder>/model, by `export`.
 """
@@ -21,7 +21,7 @@ from enhancer.checkpoints import CHECKPOINTS  # noqa: E402
 from enhancer.data.samples import Sample  # noqa: E402
 from enhancer.processes import Process  # noqa: E402
 from enhancer.shipped import student_path  # noqa: E402
-from enhancer.train_settings import AlignmentSettings, TrainSettings  # noqa: E402
+from enhancer.train_settings import AlignmentSettings, LoraSettings, TrainSettings  # noqa: E402
 from enhancer.training import train  # noqa: E402
 from enhancer.video.clip import Sampling  # noqa: E402
 from tests.enhancer.priors import prior_of  # noqa: E402
@@ -34,6 +34,11 @@ SETTINGS = TrainSettings(
     save_every=12, warmup=0.1, alignment=AlignmentSettings(aligner="conv3d"),
 )
 CUT = 12
+SHARDING = {
+    "ddp": {}, "fsdp2": {"fsdp": "launch/fsdp2.json"}, "zero2": {"deepspeed": "launch/zero2.json"},
+    "zero3": {"deepspeed": "launch/zero3.json"},
+    "zero3lora": {"deepspeed": "launch/zero3.json", "lora": LoraSettings(rank=4)},
+}
 
 
 def samples_in(folder: Path) -> list[Sample]:
@@ -51,7 +56,7 @@ def run(root: Path, folder: Path, settings: TrainSettings, progress=None) -> int
 
 def several(root: Path, mode: str) -> None:
     parallel, _, resumed = mode.partition("-")
-    settings = replace(SETTINGS, fsdp="launch/fsdp2.json" if parallel == "fsdp2" else None)
+    settings = replace(SETTINGS, **SHARDING[parallel])
     if resumed:
         settings = replace(settings, resume=str(root / parallel / CHECKPOINTS / f"checkpoint-{CUT}"))
     assert run(root, root / mode, settings) == (CUT if resumed else 0)
