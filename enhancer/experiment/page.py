@@ -14,6 +14,7 @@ from enhancer.experiment.results import CELL, make_results
 from enhancer.experiment.tables import MARKS, all_tables
 from enhancer.report import charts
 from enhancer.runfolder import read_json, read_lines, write_text
+from vdm_priors.errors import UserError
 
 CONTROL_STYLE, STYLES = (
     1,
@@ -36,7 +37,11 @@ def write_page(path: Path, folders: list[Path]) -> Path:
 
 
 def _matrix(folder: Path) -> dict[str, Any]:
-    results, record = make_results(folder), read_json(folder / "run.json", {})
+    results = make_results(folder)
+    try:
+        record = read_json(folder / "run.json", {})
+    except UserError as error:
+        record = {"status": f"unknown: {error}"}
     recipe = folder / "recipe.yaml"
     return {
         "results": results,

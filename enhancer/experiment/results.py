@@ -7,7 +7,7 @@ A matrix with a `reference` has a second one, of every student from that cell.
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from enhancer.table import BASE
 from vdm_priors.errors import UserError
 
 PLAN = "plan.json"
+PLAN_KEYS = ("name", "design", "seeds", "cells", "axes", "pool")
+CELL_KEYS = ("name", "levels", "source", "lambda", "arm", "asked", "against", "base", "cost")
 CELL, CONTROL = "cell", "control"
 CONTROL_ARM = "lambda0"
 CLAIM = 0.05  # Holm's p below which two rows are ranked
@@ -31,7 +33,7 @@ CLAIM = 0.05  # Holm's p below which two rows are ranked
 @dataclass
 class Row:
     """One line of the table: a student with all its seeds. right: by seed and question; places: of answers by seed;
-    unparsed: answers in the student's own words that mean none of the options."""
+    unparsed: answers in the student's own words that mean none of the options; damaged: files that cannot be read."""
 
     name: str
     kind: str
@@ -43,6 +45,7 @@ class Row:
     errors: list[dict]
     options: list[int]
     unparsed: int = 0
+    damaged: list[Path] = field(default_factory=list)
 
     @property
     def missing(self) -> list[int | None]:
@@ -51,10 +54,9 @@ class Row:
 
 
 def make_results(folder: Path) -> dict[str, Any]:
-    """The table and its sentences as plain values; UserError where no matrix was planned in the folder."""
-    plan = read_json(Path(folder) / PLAN, None)
-    if plan is None:
-        raise UserError(f"{folder} is not a matrix's folder: it has no {PLAN}. `enhancer compare RECIPE` makes one.")
+    """The table and its sentences as plain values; UserError where no matrix was planned in the folder, or by another
+    version."""
+    plan = _plan(Path(folder))
     pool = (Path(folder) / plan["pool"]).resolve()
     rows = _rows(plan, pool)
     by_place = {row.asked: row for row in rows}
@@ -74,10 +76,24 @@ def make_results(folder: Path) -> dict[str, Any]:
         "types": types,
         "chance": statistics.fmean(1 / size for size in sizes) if sizes else None,
         "rows": table,
-        "missing": _missing(rows),
+        "missing": _missing(rows, pool),
         "unparsed": sum(row.unparsed for row in rows),
     }
     return {**results, "headline": headline(results), "sentences": sentences(results), "notes": notes(results)}
+
+
+def _plan(folder: Path) -> dict:
+    plan = read_json(folder / PLAN, None)
+    if plan is None:
+        raise UserError(f"{folder} is not a matrix's folder: it has no {PLAN}. `enhancer compare RECIPE` makes one.")
+    lacking = [key for key in PLAN_KEYS if key not in plan]
+    lacking += sorted({f"cells.{key}" for cell in plan.get("cells", []) for key in CELL_KEYS if key not in cell})
+    if lacking:
+        raise UserError(
+            f"{folder / PLAN} is of another version: it lacks {', '.join(lacking)}. Run the matrix's command again, which "
+            f"writes it anew; students in the pool are not trained again."
+        )
+    return plan
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -131,7 +147,11 @@ def _read(name: str, kind: str, asked: str, cells: list[dict], pool: Path, seeds
     for seed, place in row.places.items():
         if not (place / "scores.json").is_file():
             continue
-        answers = read_lines(place / "answers.jsonl")
+        try:
+            answers = read_lines(place / "answers.jsonl")
+        except ValueError:  # half a line
+            row.damaged.append(place / "answers.jsonl")
+            continue
         row.right[seed] = {answer["id"]: bool(answer["correct"]) for answer in answers if answer["correct"] is not None}
         row.types |= {answer["id"]: answer["question_type"] for answer in answers if answer["correct"] is not None}
         row.unparsed += sum("response" in answer and answer["correct"] is False and answer["chosen"] is None for answer in answers)
@@ -284,10 +304,11 @@ def _rank(rows: list[Row], table: list[dict]) -> None:
         table[n]["rank"] = [1 + above[n], len(trained) - below[n]]
 
 
-def _missing(rows: list[Row]) -> list[str]:
+def _missing(rows: list[Row], pool: Path) -> list[str]:
     """Sentences on what is not there."""
-    said = []
+    said = [] if pool.is_dir() else [f"The students' folder {pool} is not there: a matrix is moved together with its pool."]
     for row in rows:
+        said += [f"{path} is damaged: delete {path.parent} and run the same command again." for path in row.damaged]
         if row.missing:
             seeds = "" if row.kind == BASE else " with " + ", ".join(f"seed {seed}" for seed in row.missing)
             said.append(f"{row.name}{seeds}: no answers yet; run the same command again.")

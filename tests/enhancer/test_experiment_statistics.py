@@ -206,6 +206,25 @@ def test_every_student_is_held_against_the_reference_as_well(folder):
     assert write_page(folder / "report.html", [folder]).read_text().count("<svg") == 3
 
 
+def test_of_a_damaged_moved_or_older_matrix_the_rest_is_shown(folder):
+    answers = folder.parent / "shared" / "students/1/asked/a/seed2/answers.jsonl"
+    answers.write_text(answers.read_text()[:-20])
+    (folder / "run.json").write_text('{"status": "fin')
+    results = make_results(folder)
+    better = next(row for row in results["rows"] if row["name"] == "better")
+    assert better["seeds"] == [0, 1, 3, 4] and better["difference"]["seeds"] == 4
+    assert f"{answers} is damaged: delete {answers.parent}" in " ".join(results["missing"])
+    page = write_page(folder / "report.html", [folder]).read_text()
+    assert "run.json is damaged" in page and "| better |" in markdown(results)
+    (folder.parent / "shared").rename(folder.parent / "elsewhere")
+    results = make_results(folder)
+    assert "a matrix is moved together with its pool" in results["missing"][0] and "Nothing can be compared" in results["headline"]
+    plan = read_json(folder / "plan.json", {})
+    write_json(folder / "plan.json", {**plan, "cells": [{k: v for k, v in plan["cells"][0].items() if k != "arm"}], "pool": ".."})
+    with pytest.raises(UserError, match="of another version: it lacks cells.arm. Run the matrix's command again"):
+        make_results(folder)
+
+
 def test_docs_get_a_finished_matrix_only(folder, tmp_path, monkeypatch):
     """docs/tools/matrices.py: a matrix's part stands between its marks, and its pictures stand alone."""
     tool = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "tools" / "matrices.py"))
