@@ -544,6 +544,14 @@ def test_a_nan_loss_names_the_batch(samples, cache, tmp_path):
         run(samples, tmp_path, cache, LAMBDA0, student=student)
 
 
+def test_dropped_token_types_stop_a_training_without_alignment_too(samples, cache, tmp_path, monkeypatch):
+    make = Collator.__call__
+    monkeypatch.setattr(Collator, "__call__", lambda self, items: {
+        name: value for name, value in make(self, items).items() if name != "mm_token_type_ids"})
+    with pytest.raises(UserError, match="no mm_token_type_ids.*one dimension"):
+        run(samples, tmp_path, cache, LAMBDA0)
+
+
 def test_an_alignment_that_can_teach_nothing_stops_the_run(samples, cache, tmp_path):
     frozen = replace(FAST, learning_rate_llm=0.0, learning_rate_merger=0.0, learning_rate_vision=0.0)
     with pytest.raises(UserError, match="All learning rates are 0"):

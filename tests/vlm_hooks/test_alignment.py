@@ -229,6 +229,28 @@ def test_batch_equals_a_plain_loop(kind, mode, answers):
     assert (result.words_matched, result.words_total) == (5 + answers, 7 + answers)
 
 
+def test_videos_of_a_sample_have_rows_and_columns_of_their_own():
+    """Each by itself, then the mean over the words of a sample's videos; other words, grids and an answer's row."""
+    torch.manual_seed(0)
+    grids = [make_grid(2, 2, 3), make_grid(2, 1, 2), make_grid(2, 2, 3)]  # 12, 4 and 12 columns
+    shapes = [(3, make_grid(2, 2, 2)), (2, make_grid(3, 2, 2)), (1, make_grid(2, 2, 2))]
+    priors = [make_prior(words, grid, seed) for seed, (words, grid) in enumerate(shapes)]
+    matches = [WordMatch([(0, [3]), (2, [5, 6])], [1]), WordMatch([(0, [4]), (1, [3])], [], answer=9),
+               WordMatch([(0, [2])], [])]
+    rows = torch.rand(2, 6, 16)
+    rows[1, 1:], rows[1, :, 12:] = 0, 0  # padding
+    result = align_batch(Captured(rows), matches, grids, priors, samples=[0, 0, 1])
+    places = [(0, slice(0, 3), slice(0, 12)), (0, slice(3, 6), slice(12, 16)), (1, slice(0, 1), slice(0, 12))]
+    alone = [align_batch(Captured(rows[b : b + 1, r, c]), [match], [grid], [prior]).loss
+             for (b, r, c), match, grid, prior in zip(places, matches, grids, priors, strict=True)]
+    expected = ((2 * alone[0] + 3 * alone[1]) / 5 + alone[2]) / 2
+    torch.testing.assert_close(result.loss, expected)
+    assert (result.words_matched, result.words_total) == (6, 7)
+    without = align_batch(Captured(rows), [matches[0], None, matches[2]], grids, [priors[0], None, priors[2]],
+                          samples=[0, 0, 1])
+    torch.testing.assert_close(without.loss, (alone[0] + alone[2]) / 2)
+
+
 def test_division_for_accumulation_does_not_change_the_loss():
     torch.manual_seed(0)
     grid, rows = make_grid(2, 2, 2), torch.rand(4, 3, 8)

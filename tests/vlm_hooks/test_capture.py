@@ -146,9 +146,11 @@ def test_non_reentrant_checkpointing_gives_equal_gradients(backward_inside):
         request, _ = request_for(inputs, columns)
         output = run(student, inputs, request)
         loss = output.loss + request.mean().square().sum()
+        captured = [request.layer(index) for index in request.captured_layers]
         with capture(student.model) if backward_inside else nullcontext():
             loss.backward()
         assert request.captured_layers == [0, 1, 2]
+        assert all(request.layer(index) is rows for index, rows in enumerate(captured)), "captured once more"
         gradients.append([p.grad for p in student.model.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
     for plain, recomputed in zip(*gradients, strict=True):
@@ -334,6 +336,16 @@ def test_a_sliding_window_is_re_applied():
     assert allowed[0, 0].int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]
 
 
+def test_a_sliding_window_without_a_mask_reaches_the_rows(flash_student):
+    for layer in flash_student.model.model.language_model.layers:
+        layer.self_attn.sliding_window = 4
+    request = CaptureRequest.from_positions([[9]], [list(range(10))])
+    with torch.no_grad():
+        run(flash_student, {"input_ids": torch.arange(10)[None]}, request)
+    row = request.mean()[0, 0]
+    assert row[:6].tolist() == [0.0] * 6 and (row[6:] > 0).all() and float(row.sum()) == pytest.approx(1)
+
+
 KINDS = st.sampled_from(["none", "padding", "bool", "float"])
 
 
@@ -408,6 +420,13 @@ def test_what_capture_keeps_for_the_backward_pass_is_small(student):
 
 
 # -- what is refused --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", ["softcap", "s_aux"])
+def test_attention_that_rows_do_not_follow_is_refused(student, extra):
+    request = CaptureRequest.from_positions([[7]], [[0]])
+    with torch.no_grad(), pytest.raises(CaptureError, match=f"attention has {extra}"):
+        run(student, {"input_ids": torch.arange(10)[None], extra: torch.tensor(30.0)}, request)
 
 
 def test_dropped_token_types_are_refused(student):
