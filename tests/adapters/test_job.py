@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import enhancer.adapters.stages as stages
+import enhancer.adapters.chain as chain
 from enhancer.adapters.arms import ARMS, unused_motion
 from enhancer.adapters.reading import ClipReader, partners
 from enhancer.adapters.reencode import reencoded
@@ -143,7 +143,7 @@ def test_a_stage_may_learn_from_some_question_types_alone(world, tmp_path):
 def test_a_chain_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
     """Stopped in the second stage; the same command trains that one alone, and asks all arms."""
     loaded = recipe(world, tmp_path)
-    ran, real = [], stages.run_stage
+    ran, real = [], chain.run_stage
 
     def stopped(model, stage, *rest):
         ran.append(stage.name)
@@ -151,7 +151,7 @@ def test_a_chain_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(model, stage, *rest)
 
-    monkeypatch.setattr(stages, "run_stage", stopped)
+    monkeypatch.setattr(chain, "run_stage", stopped)
     from enhancer.adapters.job import run_adapter
 
     with pytest.raises(KeyboardInterrupt):
