@@ -45,8 +45,8 @@ class ClipReader:
         plain = read_json(folder / FILE, None)
         if plain is None:
             raise ModelError(
-                f"{folder} does not say how its clips are read: it has no {FILE}. `enhancer run` writes it into the "
-                "adapter's folder of every stage; give one of those, or write there the keys of `reading` of its recipe."
+                f"{folder} does not say how its clips are read: it has no {FILE}. `enhancer run` writes it into "
+                "every stage's folder; give one of those, or write into it the keys of the recipe's `reading`."
             )
         return cls(build(ReadingSettings, plain, str(folder / FILE)))
 

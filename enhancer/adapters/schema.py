@@ -204,8 +204,8 @@ class AdapterRecipe:
                 )
             if stage.training.sharded:
                 faults.append(
-                    f"stages.{stage.name}.training: an adapter's stages train whole copies of the model; leave fsdp and "
-                    "deepspeed out. Processes started together (torchrun, accelerate launch) share the samples of a step"
+                    f"stages.{stage.name}.training: an adapter's stages train whole copies of the model; leave fsdp "
+                    "and deepspeed out. Processes started together (torchrun, accelerate launch) share a step's samples"
                 )
             if stage.training.alignment.weight and (self.priors is None or stage.objective != ANSWER):
                 faults.append(f"stages.{stage.name}.training.alignment.weight: needs `priors` and the objective answer")

@@ -1,4 +1,4 @@
-"""`enhancer inspect --model DIR [--adapter DIR] --video FILE --text TEXT`: tokens on the frames, words and their tokens."""
+"""`enhancer inspect --model DIR [--adapter DIR] --video FILE --text TEXT`: tokens on frames, words and their tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def inspect_video(
 ) -> Path:
     """Writes the page, prints the words' tokens, and returns the page's path. adapter: a codec adapter's folder, which
     itself says how clips are read."""
-
     if not text.strip():
         raise UserError("--text is empty; give the question whose words are looked for.")
     if not out.parent.is_dir():
