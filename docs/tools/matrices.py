@@ -21,6 +21,7 @@ from enhancer.runfolder import read_json
 DOCS = Path(__file__).resolve().parents[1]
 PAGE = DOCS / "compare.md"
 SHOWN = ("accuracy", "cost")  # how the titles of the tables begin that the page has; the others are in the report
+WIDTH = 560  # of a picture on the page, in pixels
 LOCAL = re.compile(r"\s(-q|--quiet|(output|pool)=\S+)")  # of a command: where its files were, and what it said
 # the report's colours by the number of a series, as a picture of its own has no page that would give them
 STYLE = """<style>
@@ -55,7 +56,7 @@ def _picture(name: str, number: int, chart: tuple[str, Any]) -> tuple[str, str]:
     """Writes a chart as an SVG of its own; its caption and its file below docs/."""
     caption, drawn = chart
     file = f"pictures/{name}{'-reference' if number else ''}.svg"
-    svg = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{STYLE}", 1)
+    svg = str(drawn).replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" ', 1).replace(">", f">{STYLE}", 1)
     (DOCS / file).write_text(svg + "\n", encoding="utf-8")
     return caption, file
 
@@ -65,8 +66,9 @@ def _part(results: dict[str, Any], record: dict[str, Any], pictures: list[tuple[
     said = [f"`{LOCAL.sub('', record['command'])}` on {record['machine']}, {record['finished'][:10]}: {minutes:.0f} minutes."]
     said += [f"**{results['headline']}**"]
     said += [f"![{caption}]({file})" for caption, file in pictures]
+    priced = all(row["cost"].get("seconds") is not None for row in results["rows"] if row["source"])
     for title, heads, rows in all_tables(results):
-        if title.startswith(SHOWN):
+        if title.startswith(SHOWN) and (priced or title != "cost"):  # not where the pool no longer knows what priors cost
             said += [f"*{title[0].upper()}{title[1:]}*", markdown_table(heads, rows)]
     return "\n\n".join([*said, "\n".join(f"- {sentence}" for sentence in results["sentences"])])
 
