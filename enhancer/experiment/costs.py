@@ -17,6 +17,8 @@ def cost_key(recipe: EnhanceRecipe, spec: SourceSpec) -> str:
     """Hash of what a source's cost depends on: its settings, and the data's."""
     plain = to_plain(recipe)
     teacher = {key: value for key, value in plain["teacher"].items() if key != "store"}
+    for asked in [teacher, *plain["teachers"]]:
+        asked["extraction"].pop("mode")  # a name for keys that are there
     return content_key(
         source=spec.label,
         teacher=teacher,
