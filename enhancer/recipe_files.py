@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from enhancer.recipe import nearest_name
 from vdm_priors.errors import RecipeError
-from vdm_priors.settings import ExtractionSettings
 
 REPOSITORY_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 INSTALLED_RECIPES = Path(__file__).resolve().parent / "_recipes"
@@ -107,6 +106,8 @@ def apply_override(raw: dict, override: str) -> None:
         if not isinstance(node, (dict, list)):
             raise RecipeError(f"The override '{override}' goes below '{'.'.join(parents[:i + 1])}', which is a single value.")
     if parents and parents[-1] == "extraction" and isinstance(node, dict):
+        from vdm_priors.settings import ExtractionSettings  # here: it loads torch, which the commands' help need not wait for
+
         ExtractionSettings.set_key(node, last, value)
     else:
         node[_element(node, last, override)] = value
