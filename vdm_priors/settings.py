@@ -1,7 +1,7 @@
 """ExtractionSettings: every choice of how a prior is taken from the teacher.
 
-Fields carry `help`, `min`, `max`, `choices` or `pattern` as metadata, which the recipe engine
-shows and checks; `validate` checks the same where there is no recipe.
+Fields carry `help`, `min`, `max`, `choices` or `pattern` as metadata, which the recipe engine shows and checks;
+`validate` checks the same where there is no recipe.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class ExtractionSettings:
     then, so that settings which do the same are equal. Raises RecipeError if a key beside it says something else.
     In a recipe's overrides the later word counts (`set_key`).
 
-    Some keys decide nothing beside others. `effective` leaves those out, so that they neither
-    change a prior's key in a store nor stand in its provenance:
+    Some keys decide nothing beside others. `effective` leaves them out of a prior's key and of its provenance:
     guidance, memory             with harvest_at inversion or noise, and reconstruction off: nothing is denoised
     memory_columns               with harvest_at inversion or noise, or memory off: no reference is looked at
     memory_from                  with memory off, or where nothing is denoised

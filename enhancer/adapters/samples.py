@@ -40,13 +40,18 @@ def samples_of(recipe: AdapterRecipe, stage: StageSettings, root: Path) -> tuple
     samples, problems = stage_samples(
         file, root, recipe.data.format, stage.text, recipe.caption_question, recipe.data.limit_train
     )
+    return of_types(samples, stage, str(file)), problems
+
+
+def of_types(samples: list[Sample], stage: StageSettings, where: str) -> list[Sample]:
+    """The samples that a stage learns from, of those that lie at `where`. Raises SampleError where there are none."""
     if stage.types is None:
-        return samples, problems
+        return samples
     there = sorted({sample.question_type for sample in samples})
-    samples = [sample for sample in samples if sample.question_type in stage.types]
-    if not samples:
-        raise SampleError(f"stages.{stage.name}.types: {file} has {', '.join(there)}, and none of {stage.types}.")
-    return samples, problems
+    chosen = [sample for sample in samples if sample.question_type in stage.types]
+    if not chosen:
+        raise SampleError(f"stages.{stage.name}.types: {where} has {', '.join(there)}, and none of {stage.types}.")
+    return chosen
 
 
 def stage_samples(

@@ -68,7 +68,8 @@ def adapter_key(recipe: AdapterRecipe, root: Path, ids: set[str]) -> dict[str, A
         training.pop("alignment")
         plain = {key: value for key, value in training.items() if key not in UNCHANGING}
         taught = [] if _asks(stage) else [[s.id, s.question, s.answer] for s in _samples(recipe, stage, root, ids)]
-        stages.append([stage.objective, stage.text, plain, taught])
+        chosen = [stage.types] if _asks(stage) and stage.types is not None else []
+        stages.append([stage.objective, stage.text, plain, taught, *chosen])
     return {
         "adapter": recipe.adapter,
         "settings": dataclasses.asdict(recipe.config()),
@@ -88,6 +89,7 @@ def train_adapter(
     import torch
 
     from enhancer.adapters.reading import ClipReader
+    from enhancer.adapters.samples import of_types
     from enhancer.adapters.stages import is_done, run_stage
     from enhancer.arms import StoredPriors, arm_folder, is_trained
     from vlm_hooks.adapters import find_adapter
@@ -110,7 +112,8 @@ def train_adapter(
     reader, problems = ClipReader(recipe.reading), []
     for stage, at in zip(recipe.stages[len(done) :], places[len(done) :], strict=True):
         asks = _asks(stage)
-        taught = samples if asks else _samples(recipe, stage, root, {sample.id for sample in samples})
+        ids = {sample.id for sample in samples}
+        taught = of_types(samples, stage, "the matrix's data") if asks else _samples(recipe, stage, root, ids)
         alignment = dataclasses.replace(cell.training.alignment, weight=weight if asks else 0.0)
         stage = dataclasses.replace(stage, training=dataclasses.replace(stage.training, alignment=alignment))
         with readable_write_errors(at), console.bar(stage.name, stage.training.steps, "step") as bar:

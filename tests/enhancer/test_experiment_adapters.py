@@ -105,9 +105,16 @@ def test_what_determines_an_adapters_weights_is_in_its_hash(folder):
     assert alone != key({})
     assert alone == key(ema(folder, **{"training.steps": 9, "student.sampling.frames": 2}))  # of frames alone
     assert alone == key(ema(folder, **{"adapter.stages.tuning.training.save_every": 5}))
-    changes = {"stages.tuning.training.steps": 9, "settings.width": 8, "reading.key_interval": 4, "caption_question": "And?"}
-    assert len({alone, *(key(ema(folder, **{f"adapter.{name}": value})) for name, value in changes.items())}) == 5
+    changes = {"stages.tuning.types": ["LM"], "stages.tuning.training.steps": 9, "settings.width": 8,
+               "reading.key_interval": 4, "caption_question": "And?"}
+    assert len({alone, *(key(ema(folder, **{f"adapter.{name}": value})) for name, value in changes.items())}) == 6
     assert len({alone, key(ema(folder), "a"), key(ema(folder), "b")}) == 3
+
+
+def test_a_stage_learns_from_questions_of_its_types_alone(folder):
+    other = ema(folder, **{"adapter.stages.tuning.types": ["CM"]})  # the base's questions are all LM
+    with pytest.raises(UserError, match=r"stages.tuning.types: the matrix's data has LM, and none of \['CM'\]"):
+        run_compare(matrix(folder, other, name="types"), Console(quiet=True))
 
 
 def test_stages_are_not_trained_twice_and_only_questions_are_aligned(folder, monkeypatch):
