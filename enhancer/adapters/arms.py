@@ -1,7 +1,7 @@
 """The rows of an adapter's table: frames alone, the adapter, and its controls, on the same questions.
 
 - frames: the host on evenly spaced frames alone, at (about) the adapter's budget of visual tokens, trained by the same
-  answer stages; `host` is the same before any training.
+  stages but for those that need the adapter's motion; `host` is the same before any training.
 - adapter: as it is meant.
 - still: the adapter with its motion zeroed; what it loses is what it owes to motion.
 - exchanged: the adapter with another clip's motion (of the same question type), frames and text its own.

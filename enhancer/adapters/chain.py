@@ -84,20 +84,26 @@ class Chain:
 
 
 def chains(recipe: AdapterRecipe) -> tuple[Chain, Chain]:
-    """The adapter's chain, and the baseline's: the host on frames alone after the same answer stages (after none where
-    the recipe has no baseline, or does not train it)."""
-    run, baseline = Path(recipe.output) / recipe.name, recipe.baseline
-    stages = [_on_frames(stage) for stage in recipe.stages if stage.objective == ANSWER] if baseline else []
-    stages = [stage for stage in stages if baseline.train and any(map(stage.training.rate, PARTS))]
+    """The adapter's chain, and the baseline's: the host on frames alone after the same stages, as far as they teach the
+    host and frames are all that they need (after none where the recipe has no baseline, or does not train it)."""
+    run, baseline, kind = Path(recipe.output) / recipe.name, recipe.baseline, find_adapter(recipe.adapter)
+    trained = recipe.stages if baseline and baseline.train else []
+    stages = [_on_frames(stage) for stage in trained if _needs_frames_alone(kind, stage)]
+    stages = [stage for stage in stages if any(map(stage.training.rate, PARTS))]
     frames = ClipReader(ReadingSettings(clips="frames", frames=baseline.frames if baseline else 1))
     own, theirs = (
         [run / place / f"{number}-{stage.name}" for number, stage in enumerate(some, start=1)]
         for place, some in (("stages", recipe.stages), ("baseline", stages))
     )
     return (
-        Chain(recipe, recipe.stages, own, find_adapter(recipe.adapter), recipe.config(), ClipReader(recipe.reading)),
+        Chain(recipe, recipe.stages, own, kind, recipe.config(), ClipReader(recipe.reading)),
         Chain(recipe, stages, theirs, Frames, Frames.Config(k=1), frames, first=len(own)),
     )
+
+
+def _needs_frames_alone(kind: type[Adapter], stage: StageSettings) -> bool:
+    """Whether a host without the adapter can be taught by the stage: answers, and TE Fusion's warm-up."""
+    return stage.objective == ANSWER or kind.OBJECTIVES[stage.objective] is Frames.OBJECTIVES.get(stage.objective)
 
 
 def _on_frames(stage: StageSettings) -> StageSettings:

@@ -123,7 +123,7 @@ class StageSettings:
 
 @dataclass
 class BaselineSettings:
-    """Frames alone at the adapter's budget of visual tokens, trained by the same answer stages."""
+    """Frames alone at the adapter's budget of visual tokens, trained by the stages that need frames alone."""
 
     frames: int = option(8, "frames of a clip, so many that their tokens are as many as the adapter's", min=1, max=4096)
     train: bool = option(True, "false asks the host as it comes")

@@ -109,6 +109,21 @@ def test_a_stream_left_out_has_no_weights_and_no_effect(streams):
         assert torch.equal(other, fused) == (stream not in streams)
 
 
+@pytest.mark.parametrize("rows, columns, cells", [(4, 4, (8, 8)), (2, 3, (8, 12)), (4, 2, (32, 32))])
+def test_what_moves_is_told_by_the_place_where_it_moves(rows, columns, cells):
+    """Where few cells of vectors come to many places, no place reads what lies on the other side of the frame."""
+    torch.manual_seed(0)
+    reader = TriStreamEncoder(HimmelConfig(**{**SMALL, "rows": rows, "columns": columns}, streams=["motion"])).eval()
+    still = torch.zeros(1, 1, *cells, 3)
+    moving = still.clone()
+    moving[:, :, : cells[0] // rows, : cells[1] // columns, 0] = 1.0
+    rest = {"errors": torch.zeros(1, 1, 3, 8, 8), "context": torch.zeros(1, 3, 8, 8), "known": torch.ones(1, 1).bool()}
+    with torch.no_grad():
+        change, before = (reader(vectors, **rest)[0] for vectors in (moving, still))
+    moved = (change - before).norm(dim=-1).view(rows, columns)
+    assert moved[0, 0] > 2 * moved[-1, -1]
+
+
 def test_gates_are_equations_3_and_4():
     fusion, values = StreamFusion(HimmelConfig(**SMALL)), {s: torch.randn(2, 6, 8) for s in STREAMS}
     fused, weights = fusion(values)

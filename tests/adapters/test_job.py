@@ -167,6 +167,26 @@ def test_a_chain_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
     assert run_adapter(loaded, Console(quiet=True)) == folder and len(ran) == 3  # all is done
 
 
+@pytest.mark.parametrize(
+    "adapter, settings, reading, stages",
+    [
+        ("te_fusion", {"k": 2}, {"clips": "frames", "frames": 4}, ["warm-up", "tuning"]),
+        ("ema", RAW["settings"], RAW["reading"], ["tuning"]),
+    ],
+)
+def test_the_baseline_goes_through_the_stages_that_need_frames_alone(world, tmp_path, adapter, settings, reading, stages):
+    """TE Fusion's warm-up reads what the tower makes of frames, which the host has too; EMA's reads vectors."""
+    both = [{**stage, "training": {**stage["training"], "learning_rate_vision": 1e-3}} for stage in RAW["stages"]]
+    frozen = {"name": "alone", "objective": "classify", "training": {"steps": 1}}  # teaches the host nothing
+    changes = dict(adapter=adapter, settings=settings, reading=reading, stages=[frozen, *both])
+    own, theirs = chain.chains(recipe(world, tmp_path, **changes, baseline={"frames": 2}))
+    assert [stage.name for stage in own.stages] == ["alone", "warm-up", "tuning"]
+    assert [stage.name for stage in theirs.stages] == stages and theirs.first == 3
+    _, untrained = chain.chains(recipe(world, tmp_path, **changes, baseline={"frames": 2, "train": False}))
+    _, nobody = chain.chains(recipe(world, tmp_path, **changes, baseline=None))
+    assert untrained.stages == nobody.stages == []
+
+
 def test_motion_that_is_not_used_is_said():
     assert (
         unused_motion({"adapter_minus": {"still": {"overall": {"difference": 0.2, "low": 0.1, "high": 0.3}}}}) is None

@@ -12,6 +12,7 @@ Legend: N intervals, L steps, R × C motion cells, H × W pixels, P = rows · co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -138,11 +139,15 @@ class TriStreamEncoder(nn.Module):
 
 
 class _MapReader(nn.Module):
-    """Maps [N, L, 3, H, W] to places [N, L, P, E]. Steps that are not known are not computed, and are 0."""
+    """Maps [N, L, 3, H, W] to places [N, L, P, E]. Steps that are not known are not computed, and are 0.
+
+    The trunk makes one of `stride` × `stride` cells. Maps of fewer cells than places · stride are spread first, else
+    neighbouring places would share what they read (8 × 8 vectors would be one place), and could not say where it moves.
+    """
 
     def __init__(self, config: HimmelConfig, stride: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.stride = config, stride
         self.trunk = ConvTrunk(3, config.trunk_width, config.trunk_blocks, stride)
         self.out = nn.Linear(self.trunk.features, config.width)
 
@@ -151,13 +156,16 @@ class _MapReader(nn.Module):
         places = self.out.weight.new_zeros(*known.shape, rows * columns, self.config.width)
         if not known.any():
             return places
-        read = (
-            F.adaptive_avg_pool2d(self.trunk(maps[known].to(self.out.weight)), (rows, columns))
-            .flatten(2)
-            .transpose(1, 2)
-        )
-        read = self.out(read) + sine_positions(rows, columns, self.config.width).to(read)
+        read = self.trunk(self._spread(maps[known].to(self.out.weight)))
+        read = self.out(F.adaptive_avg_pool2d(read, (rows, columns)).flatten(2).transpose(1, 2))
+        read = read + sine_positions(rows, columns, self.config.width).to(read)
         return places.masked_scatter(known[..., None, None], read)
+
+    def _spread(self, maps: Tensor) -> Tensor:
+        """Each cell repeated as often as the trunk needs to keep places apart: a vector holds for all its block."""
+        wanted = self.config.rows * self.stride, self.config.columns * self.stride
+        times = max(math.ceil(least / side) for least, side in zip(wanted, maps.shape[-2:], strict=True))
+        return maps if times <= 1 else F.interpolate(maps, scale_factor=float(times), mode="nearest-exact")
 
 
 class StreamFusion(nn.Module):

@@ -73,7 +73,9 @@ class Adapter(base.Adapter):
         self.order = None
         if config.order and config.fusion == "through" and config.k > 1:
             self.order = nn.Parameter(torch.zeros(config.k, host.vision))
-        self.compress = None if config.fusion == "pre" else COMPRESSORS[config.compression](config, host.hidden)
+        self.compress = None
+        if config.fusion != "pre" and config.k > 1:
+            self.compress = COMPRESSORS[config.compression](config, host.hidden)
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ class Adapter(base.Adapter):
         return [Segment(grid, tuple(float(np.mean([clip.times[n] for n in group])) for group in groups))]
 
     def forward(self, frames: list[FrameTokens]) -> AdapterOutput:
-        if self.compress is None or self.config.k == 1:
+        if self.compress is None:
             return AdapterOutput(frames)
         return AdapterOutput(
             [clip.map(lambda t: self.compress(t.unflatten(0, (-1, self.config.k)))) for clip in frames]
