@@ -54,18 +54,21 @@ def is_adapter(name: str) -> bool:
 
 
 def save_trained(model: nn.Module, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """The trained parameters alone, by name; all others are those that the training began with.
+    """The trained parameters and the saved buffers (batch norms' means) alone, by name; all others are those that the
+    training began with.
 
     state: the gathered state dict where the parameters are sharded.
     """
     state = dict(model.named_parameters()) if state is None else state
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    save_file({name: state[name].detach().contiguous().cpu() for name in sorted(trained)}, folder / TRAINED_FILE)
+    trained = {name: state[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = model.state_dict().keys()
+    trained |= {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    save_file({name: trained[name].detach().contiguous().cpu() for name in sorted(trained)}, folder / TRAINED_FILE)
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
     """What `save_trained` wrote, into a model with the same adapters and starting weights."""
-    parameters = dict(model.named_parameters())
+    own = dict(model.named_parameters()) | dict(model.named_buffers())
     with torch.no_grad():
         for name, tensor in load_file(folder / TRAINED_FILE).items():
-            parameters[name].copy_(tensor)
+            own[name].copy_(tensor)

@@ -207,6 +207,11 @@ class AdapterRecipe:
                     f"stages.{stage.name}.training: an adapter's stages train whole copies of the model; leave fsdp "
                     "and deepspeed out. Processes started together (torchrun, accelerate launch) share a step's samples"
                 )
+            if stage.objective != ANSWER and (stage.training.lora or stage.training.optimizer != "adamw"):
+                faults.append(
+                    f"stages.{stage.name}.training: lora and optimizer are of answer stages; {stage.objective} trains "
+                    "whole weights by adamw, at the rates of their parts"
+                )
             if stage.training.alignment.weight and (self.priors is None or stage.objective != ANSWER):
                 faults.append(f"stages.{stage.name}.training.alignment.weight: needs `priors` and the objective answer")
         return faults

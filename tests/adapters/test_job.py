@@ -81,6 +81,10 @@ def test_recipes_are_whole(path):
         ({"stages": [{"name": "a"}, {"name": "a"}]}, "stages.a: the name is used 2 times"),
         ({"stages": [{"name": "a", "training": {"alignment": {"weight": 1.0}}}]}, "alignment.weight: needs `priors`"),
         ({"stages": [{"name": "a", "training": {"fsdp": "x.json"}}]}, "stages.a.training: an adapter's stages train whole"),
+        (
+            {"stages": [{"name": "a", "objective": "classify", "training": {"lora": {"rank": 2}}}]},
+            "stages.a.training: lora and optimizer are of answer stages; classify trains",
+        ),
         ({"reading": {"fps": 4.0}}, "reading.fps: only a new encoding"),
         ({"reading": {"size": [60, 60]}}, "multiples of 8"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from enhancer.training import AlignmentSettings, LoraSettings
 from tests.adapters.codec_clips import motion_clip
 from tests.enhancer.priors import prior_of
 from tests.vlm_hooks.tiny_families import family_student
-from vdm_priors.errors import SampleError
+from vdm_priors.errors import SampleError, UserError
 from vlm_hooks.adapters.cope import Adapter as CoPE
 from vlm_hooks.adapters.cope import CoPEConfig
 from vlm_hooks.adapters.ema import Adapter as EMA
@@ -49,7 +48,13 @@ def ema() -> AdapterModel:
     return AdapterModel.create(family_student("qwen2_5_vl"), EMA, SMALL)
 
 
-def stage(**training) -> StageSettings:
+def cope() -> AdapterModel:
+    torch.manual_seed(0)
+    small = CoPEConfig(motion_tokens=1, residual_tokens=1, width=16, layers=1, heads=2, trunk_width=8, trunk_blocks=1)
+    return AdapterModel.create(family_student("qwen2_5_vl"), CoPE, small)
+
+
+def stage(objective: str = "answer", **training) -> StageSettings:
     common = {
         "steps": 2,
         "batch_size": 2,
@@ -58,7 +63,7 @@ def stage(**training) -> StageSettings:
         "log_every": 1,
         "warmup": 0.0,
     }
-    return StageSettings("tuning", training=StageTraining(**{**common, **training}))
+    return StageSettings("tuning", objective, training=StageTraining(**{**common, **training}))
 
 
 def weights(model: AdapterModel) -> dict[str, torch.Tensor]:
@@ -88,9 +93,11 @@ def test_a_stage_with_lora_and_the_alignment_loss(tmp_path):
     assert again.keys() == after.keys() and all(torch.equal(again[name], after[name]) for name in after)
 
 
-def test_an_interrupted_stage_goes_on_from_its_checkpoint(tmp_path):
-    whole = ema()
-    run_stage(whole, stage(), SAMPLES, Clips(), tmp_path / "whole", 0)
+@pytest.mark.parametrize("made, objective", [(ema, "answer"), (cope, "answer"), (cope, "pretraining")])
+def test_an_interrupted_stage_goes_on_from_its_checkpoint(tmp_path, made, objective):
+    """To the same bits, the means of batch norms (CoPE's) and the history among them."""
+    whole = made()
+    run_stage(whole, stage(objective), SAMPLES, Clips(), tmp_path / "whole", 0)
 
     def stop(done, total, text):
         if done == 2 and not seen:
@@ -98,15 +105,37 @@ def test_an_interrupted_stage_goes_on_from_its_checkpoint(tmp_path):
             raise KeyboardInterrupt
 
     seen: list[int] = []
-    settings = stage(save_every=1)
+    settings = stage(objective, save_every=1)
     with pytest.raises(KeyboardInterrupt):
-        run_stage(ema(), settings, SAMPLES, Clips(), tmp_path / "stopped", 0, progress=stop)
-    assert not is_done(tmp_path / "stopped")
-    model = ema()
-    run_stage(model, settings, SAMPLES, Clips(), tmp_path / "stopped", 0)
-    resumed, straight = weights(model), weights(whole)
+        run_stage(made(), settings, SAMPLES, Clips(), tmp_path / "stopped", 0, progress=stop)
+    assert not is_done(tmp_path / "stopped") and (tmp_path / "stopped" / "checkpoints" / "checkpoint-1").is_dir()
+    model, began = made(), []
+    run_stage(model, settings, SAMPLES, Clips(), tmp_path / "stopped", 0, progress=lambda done, *_: began.append(done))
+    assert began == [2]  # the first step was not made again
+    resumed, straight = model.state_dict(), whole.state_dict()
     assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / run / "history.jsonl").read_text().splitlines()]
+        for run in ("whole", "stopped")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 2
     assert not (tmp_path / "stopped" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    """It is kept while a stage runs; with another rate, or other samples, it is not gone on from."""
+
+    def stop(done, total, text):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(cope(), stage("pretraining", save_every=1), SAMPLES, Clips(), tmp_path, 0, progress=stop)
+    other = stage("pretraining", save_every=1, learning_rate_adapter=1e-3)
+    with pytest.raises(UserError, match="checkpoint of another training; what differs: .*learning_rate_adapter"):
+        run_stage(cope(), other, SAMPLES, Clips(), tmp_path, 0)
+    with pytest.raises(UserError, match="the samples or their order are others"):
+        run_stage(cope(), stage("pretraining", save_every=1), SAMPLES[:3], Clips(), tmp_path, 0)
 
 
 def test_a_frozen_part_stays_as_it_is(tmp_path):
@@ -119,10 +148,7 @@ def test_a_frozen_part_stays_as_it_is(tmp_path):
 
 
 def test_clips_without_p_frames_are_left_out_of_pretraining(tmp_path):
-    torch.manual_seed(0)
-    small = CoPEConfig(motion_tokens=1, residual_tokens=1, width=16, layers=1, heads=2, trunk_width=8, trunk_blocks=1)
-    model = AdapterModel.create(family_student("qwen2_5_vl"), CoPE, small)
-    pretraining = replace(stage(steps=1, batch_size=4), objective="pretraining")
+    model, pretraining = cope(), stage("pretraining", steps=1, batch_size=4)
     still = Clips({"s1": [0]})
     assert [(p.id, p.reason[:18]) for p in run_stage(model, pretraining, SAMPLES, still, tmp_path, 0)] == [
         ("s1", "It has no P-frame,")
