@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enhancer.data.samples import Sample
+from enhancer.evaluation.parsing import RULES
 from enhancer.recipe import differences
 from enhancer.runfolder import machine, read_json, versions, write_json
 from enhancer.video.clip import FrameCache, Sampling
@@ -17,10 +18,11 @@ PROTOCOLS = ("option_text", "letter", "generate")
 DECODING = {
     "option_text": "likelihood of every option's text as the answer, with its end token; the prompt does not list them",
     "letter": "likelihood of every option's letter after a prompt that lists the options",
-    "generate": "greedy generation after a prompt that lists the options and asks for the letter",
+    "generate": "greedy generation after a prompt that lists the options and asks for the letter; what the answer means "
+    f"is decided by the rules of version {RULES}",
 }
 # what may change between two calls that fill one folder
-FREE = ("machine", "versions", "batch_size", "example", "decoding")
+FREE = ("machine", "versions", "batch_size", "example")
 
 
 @dataclass

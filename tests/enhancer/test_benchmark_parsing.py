@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -60,6 +62,79 @@ OPTIONS = ("to the left", "to the right", "to the right, then up", "It stops.")
 )
 def test_answers(response, expected):
     assert parse_answer(response, OPTIONS) == expected
+
+
+LISTED = "A. to the left\nB. to the right\nC. to the right, then up\nD. It stops."
+
+
+@pytest.mark.parametrize(
+    "response, expected",
+    [
+        # the list of options said again
+        (LISTED, None),
+        (f"{LISTED}\n\nThe correct answer is C.", 2),
+        (f"{LISTED}\nB", 1),
+        (f"{LISTED.replace(chr(10), ' ')} I choose D", 3),
+        ("to the left\nto the right\nto the right, then up\nIt stops.", None),
+        ("to the left " * 500, 0),
+        # several letters
+        ("(A) or (B)", None),
+        ("A, B", None),
+        ("A/B", None),
+        ("D. B. A.", None),
+        ("A\nB", None),
+        ("B. to the right\nC. to the right, then up", None),
+        ("Both A and B", None),
+        # a letter, and then why
+        ("A\n\nExplanation: option B is wrong", 0),
+        ("**C**\nbecause it turns. B would be half of it", 2),
+        ("Answer is A because not B", 0),
+        ("option B is wrong, so option D", 3),
+        # denials
+        ("Not A, but B.", 1),
+        ("It is not B. It is C.", 2),
+        ("The answer isn't A; it's B.", 1),
+        ("Neither A nor B; C", 2),
+        ("Not B.", None),
+        ("B is wrong.", None),
+        ("It moves to the left, not to the right.", 0),
+        ("It does not move to the left; it moves to the right", 1),
+        # refusals
+        ("I'm sorry, but I can't help with that.", None),
+        ("As an AI, I cannot watch videos.", None),
+        ("I cannot determine which. A person moves.", None),
+        # other dresses
+        ('{"answer": "B"}', 1),
+        ("{'answer': 'B'}", 1),
+        ('```json\n{"choice": "C", "why": "A is wrong"}\n```', 2),
+        ("### Answer\n\n**B**", 1),
+        ("the answer is a", 0),
+        ("answer: b", 1),
+        ("the answer is a square", None),
+        (r"\boxed{\mathrm{B}}", 1),
+        ("$B$", 1),
+        ("答案是B。", 1),
+        ("Ⓑ", 1),
+        ("В", None),  # Cyrillic, which no key for B writes
+        ("A is tempting, C too.</think>\n\nB", 1),  # the template had opened the thinking
+        ("B<|im_end|>", 1),
+    ],
+)
+def test_hostile_answers(response, expected):
+    assert parse_answer(response, OPTIONS) == expected
+
+
+def test_options_that_deny_are_not_taken_for_denials():
+    options = ("It moves", "It does not move", "It never stops")
+    assert parse_answer("It does not move, I think", options) == 1
+    assert parse_answer("I am sure that it never stops", options) == 2
+
+
+@pytest.mark.parametrize("text", ["B", "A. ", "answer ", "not ", "(", "A or ", "\n", "</think", "<answer>", "\\boxed{"])
+def test_very_long_answers_take_no_time(text):
+    began = time.process_time()
+    parse_answer(text * (100_000 // len(text)), OPTIONS)
+    assert time.process_time() - began < 1
 
 
 def test_a_shorter_option_inside_a_longer_one_is_not_meant_too():

@@ -19,11 +19,12 @@ from enhancer.evaluation.answering import answer_all, read_parts
 from enhancer.evaluation.answering import ask as ask_by_recipe
 from enhancer.evaluation.generation import generate
 from enhancer.evaluation.multiple_choice import evaluate
+from enhancer.evaluation.parsing import RULES
 from enhancer.evaluation.protocol import Protocol
 from enhancer.evaluation.scores import summarise
 from enhancer.processes import Process
 from enhancer.recipe_schema import EvaluateSettings
-from enhancer.runfolder import read_json, read_lines
+from enhancer.runfolder import read_json, read_lines, write_json
 from enhancer.video.clip import FrameCache, Sampling
 from tests.vlm_hooks.tiny_student import tiny_student
 from vdm_priors.errors import UserError
@@ -319,6 +320,15 @@ def test_answers_of_another_protocol_are_never_mixed(tmp_path):
     with pytest.raises(UserError, match="(?s)made otherwise.*frames: 8 -> 16.*--fresh"):
         protocol(frames=16).keep(tmp_path)
     assert asdict(protocol())["decoding"].startswith("likelihood of every option's letter")
+
+
+def test_answers_read_by_older_rules_are_never_mixed_with_newer_ones(tmp_path):
+    protocol = Protocol(None, {"name": "m"}, {"file": "d"}, "generate", 8, None, 16, "float32", 4)
+    protocol.keep(tmp_path)
+    kept = read_json(tmp_path / "protocol.json", {})
+    write_json(tmp_path / "protocol.json", {**kept, "decoding": kept["decoding"].replace(f"version {RULES}", "version 1")})
+    with pytest.raises(UserError, match="made otherwise"):
+        protocol.keep(tmp_path)
 
 
 def test_evaluate_a_benchmark_with_a_missing_video(root, tmp_path):
