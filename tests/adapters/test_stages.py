@@ -44,14 +44,16 @@ class Clips:
 
 
 def ema() -> AdapterModel:
+    student = family_student("qwen2_5_vl")  # drawn at its first call
     torch.manual_seed(0)
-    return AdapterModel.create(family_student("qwen2_5_vl"), EMA, SMALL)
+    return AdapterModel.create(student, EMA, SMALL)
 
 
 def cope() -> AdapterModel:
+    student = family_student("qwen2_5_vl")
     torch.manual_seed(0)
     small = CoPEConfig(motion_tokens=1, residual_tokens=1, width=16, layers=1, heads=2, trunk_width=8, trunk_blocks=1)
-    return AdapterModel.create(family_student("qwen2_5_vl"), CoPE, small)
+    return AdapterModel.create(student, CoPE, small)
 
 
 def stage(objective: str = "answer", **training) -> StageSettings:
