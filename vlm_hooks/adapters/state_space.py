@@ -11,18 +11,15 @@ from torch.nn import functional as F
 
 
 def scan(decay: Tensor, inflow: Tensor) -> Tensor:
-    """h_t = decay_t · h_{t−1} + inflow_t with h_0 = 0, over dimension 1 of [N, L, …], in ⌈log₂ L⌉ passes.
+    """h_t = decay_t · h_{t−1} + inflow_t with h_0 = 0, over dimension 1 of [N, L, …]. Differentiable; out of place.
 
-    Neighbouring steps are joined, then pairs, then fours (Hillis & Steele, 1986): a step (a, b) after (a', b') is
-    (a·a', a·b' + b). Differentiable; out of place.
+    Step by step: an interval has 16 or fewer, and a scan in ⌈log₂ L⌉ passes reads and writes all of it in every one (a
+    fifth of the speed, measured forward and backward at L = 8).
     """
-    length, reach = decay.shape[1], 1
-    while reach < length:
-        joined = inflow[:, reach:] + decay[:, reach:] * inflow[:, :-reach]
-        inflow = torch.cat([inflow[:, :reach], joined], dim=1)
-        decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], dim=1)
-        reach *= 2
-    return inflow
+    states = [inflow[:, 0]]
+    for fade, flow in zip(decay.unbind(1)[1:], inflow.unbind(1)[1:], strict=True):
+        states.append(torch.addcmul(flow, fade, states[-1]))
+    return torch.stack(states, dim=1)
 
 
 class StateSpaceBlock(nn.Module):
