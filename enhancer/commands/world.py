@@ -142,6 +142,15 @@ def _print_teacher(report: dict, console: Console) -> None:
             table.add_row(corner, at, f"{100 * sum(heads) / len(heads):.1f}", f"{100 * max(heads):.1f} ({layer}.{head})",
                           *(f"{100 * prior[kind]['auc']:.1f}" if prior[kind]["auc"] is not None else "" for kind in ("nouns", "motion")))
     console.print(table)
+    count = len(report[f"heads_{HARVESTS[0]}"]["t2v"])
+    table = rich.table.Table(title="Which layers have a head that finds it? Best head's AUC; teacher.extraction.layers harvests some alone",
+                             title_justify="left")
+    for column in ("map", "harvested at", *(f"layer {layer}" for layer in range(count))):
+        table.add_column(column, justify="left" if column in ("map", "harvested at") else "right")
+    for corner in ("t2v", "v2t"):
+        for at in HARVESTS:
+            table.add_row(corner, at, *(f"{100 * max(heads):.1f}" for heads in report[f"heads_{at}"][corner]))
+    console.print(table)
 
 
 def _print_student(report: dict, console: Console) -> None:
