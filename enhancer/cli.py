@@ -265,6 +265,9 @@ def evaluate(
     benchmark: Annotated[str, typer.Option(help="motionbench, favor, ema_motionbench, videomme or motionvid_qa; auto "
                                                 "tells it by the rows.")] = "auto",
     protocol: Annotated[str, typer.Option(help="option_text or letter (likelihoods), or generate.")] = "option_text",
+    request: Annotated[Optional[str], typer.Option(help="Last line of a prompt that lists the options, as another tool "
+                                                        "writes it.",
+                                                   show_default="Answer with the option's letter.")] = None,
     frames: Annotated[int, typer.Option(help="Frames a clip.", min=1)] = 8,
     fps: Annotated[Optional[float], typer.Option(help="Frames a second, at most --frames of them.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked together.", min=1)] = 32,
@@ -291,8 +294,8 @@ def evaluate(
         raise typer.BadParameter(f"--dtype must be float32, bfloat16 or float16, not {dtype!r}")
     from enhancer.commands.evaluate import Asking, evaluate_model
 
-    summary = evaluate_model(Asking(model, data, root, benchmark, protocol, frames, fps, batch_size, new_tokens, dtype,
-                                    timeout, limit, threads, out, submission, fresh), Console(quiet))
+    summary = evaluate_model(Asking(model, data, root, benchmark, protocol, request, frames, fps, batch_size, new_tokens,
+                                    dtype, timeout, limit, threads, out, submission, fresh), Console(quiet))
     if not summary["complete"]:
         raise typer.Exit(3)
 

@@ -129,25 +129,25 @@ class Student(Loading, SampleChecks, FrameStream):
 
     def prompt(
         self, question: str, options: Sequence[str] | None = None, system: str | None = None,
-        shown: Sequence[str] = ONE_VIDEO,
+        shown: Sequence[str] = ONE_VIDEO, request: str = LETTER_REQUEST,
     ) -> Prompt:
         """The processor's chat prompt for what is shown and a question, ready for the answer.
 
         shown: "video" or "image", in their order, all before the question. With options they are listed as "A. …" after
-        the question and the letter is asked for. Raises SampleError if a text holds a special token, ModelError if the
-        chat template changes the question.
+        the question, and `request` asks for the letter in a line of its own. Raises SampleError if a text holds a special
+        token, ModelError if the chat template changes the question.
         """
         options = options or ()
         if len(options) > 26:
             raise SampleError(
                 f"The question {question[:60]!r} has {len(options)} options; letters A to Z name at most 26: drop some."
             )
-        for text in (question, *options, system or ""):
+        for text in (question, *options, system or "", request):
             self._refuse_special_tokens(text)
         body = _PLACEHOLDER
         if options:
             lines = [f"{chr(65 + i)}. {option}" for i, option in enumerate(options)]
-            body = "\n".join([_PLACEHOLDER, *lines, LETTER_REQUEST])
+            body = "\n".join([_PLACEHOLDER, *lines, request])
         content = [*({"type": kind} for kind in shown), {"type": "text", "text": body}]
         messages = [{"role": "user", "content": content}]
         if system is not None:

@@ -26,6 +26,7 @@ from enhancer.video.guard import clip_reader
 from vdm_priors.errors import SampleError, UserError
 from vdm_priors.fingerprint import fingerprint
 from vdm_priors.store import file_digest
+from vlm_hooks.student import LETTER_REQUEST
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Asking:
     root: Path | None = None
     benchmark: str = AUTO
     protocol: str = "option_text"
+    request: str | None = None
     frames: int = 8
     fps: float | None = None
     batch_size: int = 32
@@ -48,6 +50,9 @@ class Asking:
     out: Path | None = None
     submission: Path | None = None
     fresh: bool = False
+
+    def __post_init__(self) -> None:
+        self.request = None if self.protocol == "option_text" else self.request or LETTER_REQUEST
 
 
 def evaluate_model(asking: Asking, console: Console) -> dict:
@@ -158,6 +163,7 @@ def _rows(
             asking.out,
             process,
             bar,
+            asking.request or LETTER_REQUEST,
         ):
             made.append(row)
     together.wait()
@@ -175,6 +181,7 @@ def _protocol(asking: Asking, benchmark: Benchmark | None, count: int) -> Protoc
         model={"name": asking.model, "fingerprint": fingerprint(student_path(asking.model))},
         data={"file": asking.data.name, "sha256": file_digest(asking.data), "questions": count},
         protocol=asking.protocol,
+        request=asking.request,
         frames=asking.frames,
         fps=asking.fps,
         new_tokens=asking.new_tokens if asking.protocol == "generate" else None,
@@ -202,7 +209,7 @@ def _loader(
             student_path(asking.model), getattr(torch, asking.dtype), process.device(torch_device("auto"))
         )
         if asking.out is not None and process.rank == 0:
-            shown = example_of(student, samples, sampling, cache, asking.protocol)
+            shown = example_of(student, samples, sampling, cache, asking.request)
             dataclasses.replace(_protocol(asking, benchmark, len(samples)), example=shown).keep(asking.out)
         return student
 

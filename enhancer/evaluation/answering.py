@@ -18,6 +18,7 @@ from enhancer.evaluation.multiple_choice import WINDOW, evaluate
 from enhancer.processes import Process
 from enhancer.runfolder import readable_write_errors
 from enhancer.video.clip import FrameCache, Sampling
+from vlm_hooks.student import LETTER_REQUEST
 
 PARTS = "parts"
 
@@ -33,11 +34,13 @@ def answer_all(
     folder: Path | None,
     process: Process = Process(),
     progress: Callable[[int, int, str], None] | None = None,
+    request: str = LETTER_REQUEST,
 ) -> Iterator[dict]:
     """The rows that this process makes, its share of the samples that no part has an answer of; they are in its part
     when they come.
 
-    student: called once there is something to ask, for the student. folder: of the parts, None keeps nothing.
+    student: called once there is something to ask, for the student. folder: of the parts, None keeps nothing. request:
+    what asks for the letter, where the prompt lists the options.
     """
     done = {} if folder is None else read_parts(folder)
     left = [sample for sample in samples if sample.id not in done or "error" in done[sample.id]][
@@ -49,9 +52,9 @@ def answer_all(
     for first in range(0, len(left), size):
         window = left[first : first + size]
         if protocol == "generate":
-            rows = generate(loaded, window, sampling, cache, batch_size, new_tokens)
+            rows = generate(loaded, window, sampling, cache, batch_size, new_tokens, request=request)
         else:
-            rows = evaluate(loaded, window, sampling, cache, batch_size, protocol)
+            rows = evaluate(loaded, window, sampling, cache, batch_size, protocol, request=request)
         if folder is not None:
             _append(folder / PARTS / f"{process.rank}.jsonl", rows)
         yield from rows

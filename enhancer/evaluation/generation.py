@@ -11,6 +11,7 @@ from enhancer.data.samples import HIDDEN_ANSWER, Sample
 from enhancer.evaluation.parsing import parse_answer
 from enhancer.video.clip import Clip, FrameCache, Sampling
 from vdm_priors.errors import ClipError, SampleError
+from vlm_hooks.student import LETTER_REQUEST
 
 NEW_TOKENS = 64  # most that an answer may have: more than a letter with its reason, less than an essay
 
@@ -23,10 +24,11 @@ def generate(
     batch_size: int = 8,
     new_tokens: int = NEW_TOKENS,
     progress: Callable[[int, int, str], None] | None = None,
+    request: str = LETTER_REQUEST,
 ) -> list[dict]:
     """One row a sample, in order: as those of `multiple_choice.evaluate`, with "response" in place of "scores".
 
-    Options are listed in the prompt and the letter is asked for. An answer that means no option is wrong, its `chosen`
+    Options are listed in the prompt and `request` asks for the letter. An answer that means no option is wrong, its `chosen`
     None.
     A question without options is answered and not scored. A question that cannot be asked has "error".
     """
@@ -37,7 +39,7 @@ def generate(
     try:
         with torch.inference_mode():
             for first in range(0, len(samples), batch_size):
-                rows += _answers(student, samples[first : first + batch_size], sampling, cache, new_tokens)
+                rows += _answers(student, samples[first : first + batch_size], sampling, cache, new_tokens, request)
                 if progress:
                     progress(len(rows), len(samples), "")
     finally:
@@ -46,13 +48,13 @@ def generate(
 
 
 def _answers(
-    student: Any, samples: Sequence[Sample], sampling: Sampling, cache: FrameCache, new_tokens: int
+    student: Any, samples: Sequence[Sample], sampling: Sampling, cache: FrameCache, new_tokens: int, request: str
 ) -> list[dict]:
     rows: dict[int, dict] = {}
     askable: list[tuple[int, Clip, str]] = []
     for n, sample in enumerate(samples):
         try:
-            prompt = student.prompt(sample.question, sample.options or None).text
+            prompt = student.prompt(sample.question, sample.options or None, request=request).text
             askable.append((n, cache.get(sample.video, sampling), prompt))
         except (ClipError, SampleError) as error:
             rows[n] = _row(sample, None, str(error))

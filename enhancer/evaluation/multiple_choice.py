@@ -22,6 +22,7 @@ import torch
 from enhancer.data.samples import HIDDEN_ANSWER, LETTERS, Sample
 from enhancer.video.clip import Clip, FrameCache, Sampling
 from vdm_priors.errors import ClipError, SampleError, UserError
+from vlm_hooks.student import LETTER_REQUEST
 
 PROTOCOLS = ("option_text", "letter")
 
@@ -47,12 +48,14 @@ def evaluate(
     batch_size: int = 32,
     protocol: str = "option_text",
     progress: Callable[[int, int, str], None] | None = None,
+    request: str = LETTER_REQUEST,
 ) -> list[dict]:
     """One row a sample, in order: {"id","question_type","options","answer","chosen","correct","scores"}.
 
     answer and chosen are option texts, scores log-probabilities in nats. `correct` is None for a
     hidden answer ("NA") and for a question that cannot be asked (unreadable video, over-long
-    text), whose row has "error" and no scores. batch_size: questions a forward.
+    text), whose row has "error" and no scores. batch_size: questions a forward. request: with
+    "letter", what asks for the letter.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"evaluate.protocol {protocol!r} is unknown: choose one of {', '.join(PROTOCOLS)}.")
@@ -63,7 +66,7 @@ def evaluate(
     try:
         with torch.inference_mode():
             for window in _chunks(samples, WINDOW * batch_size):
-                rows += _answer(student, window, sampling, cache, batch_size, protocol)
+                rows += _answer(student, window, sampling, cache, batch_size, protocol, request)
                 if progress:
                     progress(len(rows), len(samples), "")
     finally:
@@ -71,12 +74,12 @@ def evaluate(
     return rows
 
 
-def _answer(student, samples, sampling, cache, batch_size, protocol) -> list[dict]:
+def _answer(student, samples, sampling, cache, batch_size, protocol, request) -> list[dict]:
     rows: dict[int, dict] = {}
     groups: dict[tuple, list[tuple[int, _Question]]] = defaultdict(list)
     for n, sample in enumerate(samples):
         try:
-            question = _prepare(student, sample, cache.get(sample.video, sampling), protocol)
+            question = _prepare(student, sample, cache.get(sample.video, sampling), protocol, request)
         except (ClipError, SampleError) as error:
             rows[n] = _row(sample, None, str(error))
             continue
@@ -91,14 +94,14 @@ def _answer(student, samples, sampling, cache, batch_size, protocol) -> list[dic
     return [rows[n] for n in range(len(samples))]
 
 
-def _prepare(student: Any, sample: Sample, clip: Clip, protocol: str) -> _Question:
+def _prepare(student: Any, sample: Sample, clip: Clip, protocol: str, request: str) -> _Question:
     if not sample.options:
         raise SampleError("the question has no options to choose from")
     if protocol == "letter":
         texts, listed = LETTERS[: len(sample.options)], sample.options
     else:
         texts, listed = sample.options, ()
-    prompt = student.prompt(sample.question, listed).text
+    prompt = student.prompt(sample.question, listed, request=request).text
     before = student.tokenizer(prompt)["input_ids"]
     options = []
     for text, ids in zip(texts, student.tokenizer([prompt + text + student.end_token for text in texts])["input_ids"], strict=True):

@@ -27,13 +27,14 @@ FREE = ("machine", "versions", "batch_size", "example")
 
 @dataclass
 class Protocol:
-    """model, data: with their hashes; new_tokens: at most so many are generated (None: nothing is); example: of the
+    """model, data: with their hashes; request: what asks for the letter (None: no options are listed); new_tokens: at most so many are generated (None: nothing is); example: of the
     first clip that can be read, its prompt, its frames' pixels in the file and the visual tokens that it became."""
 
     benchmark: str | None
     model: dict[str, str]
     data: dict[str, Any]
     protocol: str
+    request: str | None
     frames: int
     fps: float | None
     new_tokens: int | None
@@ -66,13 +67,17 @@ def _binding(values: dict) -> dict:
 
 
 def example_of(
-    student: Any, samples: list[Sample], sampling: Sampling, cache: FrameCache, protocol: str
+    student: Any, samples: list[Sample], sampling: Sampling, cache: FrameCache, request: str | None
 ) -> dict[str, Any] | None:
-    """What the student is shown for the first sample that it can take; None where it can take none of the first few."""
+    """What the student is shown for the first sample that it can take; None where it can take none of the first few.
+
+    request: as Protocol's.
+    """
     for sample in samples[:8]:
         try:
             clip = cache.get(sample.video, sampling)
-            prompt = student.prompt(sample.question, None if protocol == "option_text" else sample.options or None).text
+            listed = {} if request is None else {"options": sample.options, "request": request}
+            prompt = student.prompt(sample.question, **listed).text
             inputs = student.encode([clip], [prompt]).inputs
             grid = student.grids(inputs, [clip])[0][0].shape
         except UserError:

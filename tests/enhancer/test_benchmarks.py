@@ -256,6 +256,19 @@ def test_a_recipes_protocol_is_what_is_asked_by(root, protocol):
         assert rows == evaluate(student, samples, SAMPLING, cache, 2, protocol) and seen == [3]
 
 
+@pytest.mark.parametrize("protocol", ["generate", "letter", "option_text"])
+def test_another_tools_last_line_ends_the_prompts_that_list_options(root, tmp_path, protocol, monkeypatch):
+    seen, student = [], tiny_student()
+    encode = type(student).encode
+    monkeypatch.setattr(
+        type(student), "encode", lambda self, clips, prompts, *a, **k: seen.extend(prompts) or encode(self, clips, prompts, *a, **k)
+    )
+    request = "Reply with A, B or C alone."
+    made = list(answer_all(lambda: student, questions(root, 2), protocol, SAMPLING, FrameCache(), 2, 2, None, request=request))
+    assert len(made) == 2 and len(seen) == 2
+    assert all((f"B. right\n{request}<" in prompt) is (protocol != "option_text") for prompt in seen)
+
+
 class Answers:
     """A student whose answers are counted, in place of a model."""
 
@@ -263,7 +276,7 @@ class Answers:
         self.asked: list[str] = []
         monkeypatch.setattr("enhancer.evaluation.answering.generate", self.generate)
 
-    def generate(self, student, samples, *rest):
+    def generate(self, student, samples, *rest, request):
         self.asked += [sample.id for sample in samples]
         return [
             {"id": s.id, "chosen": "left", **({"error": "unreadable"} if student == "broken" and s.id == "q3" else {})}
@@ -305,6 +318,7 @@ def test_answers_of_another_protocol_are_never_mixed(tmp_path):
                 "model": {"name": "m"},
                 "data": {"file": "d"},
                 "protocol": "letter",
+                "request": "Which letter?",
                 "frames": 8,
                 "fps": None,
                 "new_tokens": None,
@@ -319,11 +333,13 @@ def test_answers_of_another_protocol_are_never_mixed(tmp_path):
     assert read_json(tmp_path / "protocol.json", {})["example"] == {"prompt": "p"}
     with pytest.raises(UserError, match="(?s)made otherwise.*frames: 8 -> 16.*--fresh"):
         protocol(frames=16).keep(tmp_path)
+    with pytest.raises(UserError, match="(?s)made otherwise.*request: .*Just the letter"):
+        protocol(request="Just the letter.").keep(tmp_path)
     assert asdict(protocol())["decoding"].startswith("likelihood of every option's letter")
 
 
 def test_answers_read_by_older_rules_are_never_mixed_with_newer_ones(tmp_path):
-    protocol = Protocol(None, {"name": "m"}, {"file": "d"}, "generate", 8, None, 16, "float32", 4)
+    protocol = Protocol(None, {"name": "m"}, {"file": "d"}, "generate", "Which letter?", 8, None, 16, "float32", 4)
     protocol.keep(tmp_path)
     kept = read_json(tmp_path / "protocol.json", {})
     write_json(tmp_path / "protocol.json", {**kept, "decoding": kept["decoding"].replace(f"version {RULES}", "version 1")})
