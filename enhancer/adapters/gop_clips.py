@@ -7,13 +7,15 @@ anchored  HY-Himmel: K pictures evenly spaced over the video, whatever GOP they 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 
 from enhancer.adapters.gops import Gop, GopPlan
+from enhancer.video.clip import Clip
 from vdm_priors.errors import ClipError
-from vlm_hooks.adapters.inputs import Motion, MotionClip
+from vlm_hooks.adapters.inputs import Motion, MotionClip, picture_clip
 
 
 @dataclass
@@ -70,6 +72,12 @@ def anchored_clip(
     between = [_evenly([moment for moment in part if moment.moves], steps) for part in between]
     ends = [moments[b].time for b in at[1:]] + [gops[-1].end] if at else []
     return _clip([moments[n] for n in at], between, ends, plan, fuse, pictures, notes)
+
+
+def shown_picture(clip: Clip, size: Sequence[int]) -> MotionClip:
+    """A picture as a GOP that nothing follows (EMA, 3.4: "a blank motion vector"); size: its new height and width."""
+    picture = cv2.resize(clip.frames[0], (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return picture_clip(replace(clip, frames=picture[None]))
 
 
 def _evenly(moments: list[_Moment], most: int | None) -> list[_Moment]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from enhancer.adapters.gop_clips import anchored_clip, keyed_clip
+from enhancer.adapters.gop_clips import anchored_clip, keyed_clip, shown_picture
 from enhancer.adapters.gops import plan_gops, read_gops
 from enhancer.adapters.reencode import reencoded
 from enhancer.adapters.schema import ReadingSettings
@@ -66,10 +66,12 @@ class ClipReader:
         r = self.reading
         if r.clips == "frames":
             return read_clip(video, Sampling(frames=r.frames))
+        if isinstance(video, Footage) and video.fps is not None and len(video.files) == 1:
+            return shown_picture(read_clip(video, Sampling(frames=1)), r.size)
         if isinstance(video, Footage) and (video.fps is not None or video.start or video.end is not None):
             raise ClipError(
-                f"{video}: codec adapters read whole video files, not spans of them or lists of pictures. Cut the "
-                "span into a file of its own (ffmpeg -ss START -to END -i IN OUT.mp4)."
+                f"{video}: codec adapters read whole video files or single pictures, not spans or lists of pictures, in "
+                "which no codec says what moves. Cut a span into a file of its own (ffmpeg -ss START -to END -i IN OUT.mp4)."
             )
         path = files_of(video)[0]
         with reencoded(path, r.key_interval, r.fps) if r.key_interval else nullcontext(path) as file:

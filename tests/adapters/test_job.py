@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,9 +21,10 @@ from enhancer.data.samples import Sample
 from enhancer.jobs import load_recipe
 from enhancer.recipe import build
 from enhancer.video.codec import read_motion
+from enhancer.video.footage import Footage
 from enhancer.world import WorldSettings, make_world
 from enhancer.world.make import write_clip
-from vdm_priors.errors import RecipeError, SampleError, UserError
+from vdm_priors.errors import ClipError, RecipeError, SampleError, UserError
 from vlm_hooks.adapters.inputs import MotionClip
 from vlm_hooks.adapters.model import AdapterModel
 
@@ -118,6 +120,20 @@ def test_clips_are_read_once_and_exchanged_within_their_kind(world):
     assert reader.get(samples[0].video) is clip
     found = partners(samples, reader, seed=0)
     assert set(found) == set(found.values()) == {s.video for s in samples} and all(a != b for a, b in found.items())
+
+
+def test_a_picture_is_one_gop_that_nothing_follows(tmp_path):
+    """EMA's instruction data has pictures; lists of them are videos without a codec's motion, and refused."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), pixels)
+    for clips in ("keyed", "anchored"):
+        reader = ClipReader(ReadingSettings(clips=clips, size=[32, 64], key_interval=9))
+        clip = reader.get(Footage((tmp_path / "a.png",), fps=2.0))
+        assert clip.origin == "none" and clip.times == [0.0] and [len(m.times) for m in clip.motion] == [0]
+        expected = pixels[..., ::-1].reshape(32, 2, 64, 2, 3).mean((1, 3))
+        assert clip.frames.shape == (1, 32, 64, 3) and np.abs(clip.frames[0] - expected).max() <= 1
+    with pytest.raises(ClipError, match="not spans or lists of pictures"):
+        reader.get(Footage((tmp_path / "a.png", tmp_path / "a.png"), fps=2.0))
 
 
 def test_labels_are_what_captions_say_of_motion():

@@ -6,6 +6,7 @@ Preprocessing makes it (enhancer/adapters), an adapter reads it; nothing here kn
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,8 @@ class MotionClip:
         return [(time, max(motion.end, time + 1e-3)) for time, motion in zip(self.times, self.motion, strict=True)]
 
 
-def picture_clip(clip: MotionClip, picture: int = 0) -> MotionClip:
-    """One key frame as a clip that nothing follows, as pictures are given (EMA, 3.4: "a blank motion vector")."""
+def picture_clip(clip: Any, picture: int = 0) -> MotionClip:
+    """One frame of a clip as a key frame that nothing follows, as pictures are given (EMA, 3.4: "a blank motion
+    vector"). clip: a MotionClip, or frames alone with their duration and box."""
     motion = Motion(np.zeros((0, 1, 1, 2), np.float32), np.zeros(0), clip.duration, np.zeros(0, int))
     return MotionClip(clip.frames[picture : picture + 1], [0.0], clip.duration, [motion], "none", clip.box)
