@@ -65,12 +65,12 @@ def _print_published(summary: dict, benchmark: Benchmark, asking: Any, console: 
         "Average",
         *types,
         box=None,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),  # all columns in a terminal of 80
         header_style="bold",
         title=f"{benchmark.title}, accuracy in %",
         title_justify="left",
     )
-    own = f"{asking.frames}" if asking.fps is None else f"{asking.fps:g} fps, at most {asking.frames}"
+    own = f"{asking.frames}" if asking.fps is None else f"{asking.fps:g} fps"
     cells = [
         None if summary["overall"]["n"] == 0 else summary["overall"]["accuracy"],
         summary["average"],
@@ -80,16 +80,20 @@ def _print_published(summary: dict, benchmark: Benchmark, asking: Any, console: 
     table.add_row(
         escape(f"yours{mark}"), own, *("–" if cell is None else f"{100 * cell:.2f}" for cell in cells), style="bold"
     )
+    base = ""
     for row in known["rows"]:
+        method = row["model"].removeprefix(base + " + ")  # of the model in the row above
+        base = base if method != row["model"] else row["model"]
         cells = [row["overall"], row["average"], *(row["types"].get(kind) for kind in types)]
         table.add_row(
-            escape(row["model"] + ("*" if row["reproduced"] else "")),
+            escape((method if method == row["model"] else f"  + {method}") + ("*" if row["reproduced"] else "")),
             row["frames"],
             *("–" if cell is None else f"{cell:.2f}" for cell in cells),
         )
     console.print(table)
+    most = "" if asking.fps is None else f", at most {asking.frames} frames"
     console.print(
-        f"Yours: {asking.protocol}. Theirs: {known['source']}. {known['protocol']} Scores of different "
-        f"protocols differ by more than methods do.",
+        f"Yours: {asking.protocol}{most}, {asking.dtype}. Theirs: {known['source']}. {known['protocol']} Scores of "
+        f"different protocols differ by more than methods do.",
         markup=False,
     )

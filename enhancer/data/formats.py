@@ -24,7 +24,7 @@ from typing import Any
 
 from enhancer.data.dialogues import conversations, messages
 from enhancer.data.files import FOOTAGE_KEYS, find_video
-from enhancer.data.questions import VIDEO_MARKER, Sample, make_sample, split_options
+from enhancer.data.questions import LETTERS, VIDEO_MARKER, Sample, make_sample, split_options
 from vdm_priors.errors import SampleError
 
 Build = Callable[[Path], Sample]  # from the data folder to the sample; raises SampleError
@@ -81,7 +81,8 @@ def _motionbench(row_id: str, row: dict) -> list[tuple[str, Build]]:
             if not options:
                 raise SampleError('the question has no option lines ("A. …")')
             video = find_video(_named(row, "video_path"), row, root, _FOLDERS)
-            return make_sample(sample_id, video, stem, qa.get("answer", ""), options, row.get("question_type"), meta)
+            answer = _by_letter(qa.get("answer", ""), options)
+            return make_sample(sample_id, video, stem, answer, options, row.get("question_type"), meta)
 
         return build
 
@@ -119,8 +120,9 @@ def _videomme(row_id: str, row: dict) -> list[tuple[str, Build]]:
         def build(root: Path) -> Sample:
             if not asked.get("options"):
                 raise SampleError('the question has no "options"')
+            options = _unlettered(asked["options"])
             return make_sample(sample_id, _first_video(names, row, root), str(asked.get("question", "")),
-                               asked.get("answer", ""), _unlettered(asked["options"]), asked.get("task_type"), meta)
+                               _by_letter(asked.get("answer", ""), options), options, asked.get("task_type"), meta)
 
         return build
 
@@ -140,6 +142,13 @@ def _first_video(names: list[str], row: dict, root: Path) -> Any:
         except SampleError:
             continue
     return find_video(f"{last}.mp4", row, root, (*_FOLDERS, "data"))
+
+
+def _by_letter(answer: Any, options: Any) -> Any:
+    """The option whose letter the answer is, in forms that always answer so; the text of another may be that letter."""
+    letter = str(answer).strip()
+    at = LETTERS.find(letter) if len(letter) == 1 else -1
+    return options[at] if isinstance(options, list) and 0 <= at < len(options) else answer
 
 
 def _unlettered(options: Any) -> Any:

@@ -100,6 +100,15 @@ def test_videomme_rows_flat_and_in_the_official_template(root):
     )
 
 
+def test_a_letter_answers_before_an_option_whose_text_is_that_letter(root):
+    signs = {"uid": "u", "question": "Which letter is signed?\nA. C\nB. A\nC. B", "answer": "A"}
+    row = {"key": "k", "question_type": "MR", "video_path": "v1.mp4", "qa": [signs]}
+    samples, problems = load(root, [row])
+    assert not problems and samples[0].options == ("C", "A", "B") and samples[0].answer == "C"
+    samples, problems = load(root, [{**FLAT, "options": ["A. C", "B. A", "C. B"], "answer": "A"}])
+    assert not problems and samples[0].answer == "C"
+
+
 def test_plain_rows_of_emas_benchmark(root):
     row = {
         "id": "e1",
@@ -376,7 +385,7 @@ def test_evaluate_a_benchmark_with_a_missing_video(root, tmp_path):
         "--submission",
         str(tmp_path / "s.json"),
     ]
-    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "80"})
     assert result.exit_code == 3, result.output
     said = " ".join(result.output.split())
     for expected in (
@@ -384,8 +393,9 @@ def test_evaluate_a_benchmark_with_a_missing_video(root, tmp_path):
         "The score is incomplete: 1 questions could not be asked",
         "1 of the benchmark's 4018 questions were scored",
         "1 answers are hidden",
-        "Qwen2.5-VL-3B + MotionEnhancer",
-        "yours (incomplete)",
+        "Qwen2.5-VL-3B* 1 fps 53.56 49.45 59.54 53.11 38.44 70.14 40.46 35.00 + MotionEnhancer 1 fps 56.60",
+        "yours (incomplete) 4 ",
+        "Yours: generate, float32. Theirs: MotionEnhancer",
     ):
         assert expected in said, (expected, said)
     scores, protocol = (read_json(tmp_path / "out" / name, {}) for name in ("scores.json", "protocol.json"))
