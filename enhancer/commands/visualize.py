@@ -10,6 +10,7 @@ import torch
 from enhancer.console import Console
 from enhancer.recipe import build
 from enhancer.recipe_files import apply_override
+from enhancer.visualize.drawing import best_word, not_drawn
 from enhancer.visualize.figures import RATIOS, STEPS, draw_figure, first_places
 from enhancer.visualize.gather import Gatherer, VisualizeKeys
 from enhancer.visualize.look_again import look_again
@@ -60,10 +61,18 @@ def visualize_clips(
     )
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}.")
+    if what is not None and what.is_dir() and (video is not None or text is not None):
+        raise UserError(f"{what} is a run, which has its own clips: leave out --video and --text, or leave out the run.")
+    if samples and not (what is not None and what.is_dir()):
+        raise UserError("--sample names a sample of a run: give the run's folder, or leave it out.")
     views, title = _views(what, video, text, samples, 1 if figure is not None else clips, gatherer)
+    if (figure is not None or pieces is not None) and (boxes := not_drawn("".join(view.text for view in views))):
+        console.warn(f"the pictures' font has no {' '.join(boxes)}, and draws boxes for it; the page shows it")
     if figure is not None:
         return _figure(figure, views[0], gatherer, word, out, console)
-    write_page(views, out, title, NOTE)
+    if word is not None and not any(one.text == word for view in views for one in view.words):
+        best_word(views[0], word)
+    write_page(views, out, title, NOTE, word)
     for view in views:
         for section, sentence in view.missing:
             console.warn(f"{view.name}, {section}: {sentence}")
@@ -82,7 +91,7 @@ def visualize_clips(
                 if len(views) == 1
                 else pieces / "".join(c if c.isalnum() or c in "-_" else "_" for c in view.name)
             )
-            made, missing = write_pieces(view, folder, word)
+            made, missing = write_pieces(view, folder, word if any(one.text == word for one in view.words) else None)
             console.print(f"pieces: {len(made)} in {folder}", markup=False, soft_wrap=True)
             for sentence in missing:
                 console.warn(f"{view.name}: {sentence}")
@@ -100,6 +109,10 @@ def _views(
         return of_run(what, gatherer, samples, clips), f"Run {what.resolve().name}"
     if not what.exists():
         raise UserError(f"There is no prior's file or run folder {what}. Check the path.")
+    if text is not None:
+        raise UserError(
+            f"{what} is a prior, of a text of its own: leave out --text, or give --video and --text without the prior."
+        )
     beside = prior_beside_run(what) if video is None else None
     if beside is not None:
         source, row = beside

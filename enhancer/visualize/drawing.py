@@ -5,12 +5,14 @@ Legend: N frames, y×x pixels, F×H×W' cells.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import FuncNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 from PIL import Image
 
 from enhancer.report.pictures import on_frames
@@ -92,10 +94,22 @@ def ranked_heads(view: HeadsView) -> list[tuple[int, int]]:
     return sorted(found, key=lambda at: -score[at])
 
 
+def shortened(text: str, most: int = 30) -> str:
+    """A word as a label: at most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def not_drawn(text: str) -> list[str]:
+    """Characters that the figures' fonts have no picture of; they are drawn as boxes."""
+    fonts = [get_font(findfont(name)) for name in ("DejaVu Sans", "DejaVu Sans Mono")]
+    return sorted({c for c in text if not c.isspace() and not all(font.get_char_index(ord(c)) for font in fonts)})
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """PNG and SVG of the same name. Raises UserError where they cannot be written."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    with readable_write_errors(stem):
+    with readable_write_errors(stem), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")  # the command names them (not_drawn)
         stem.parent.mkdir(parents=True, exist_ok=True)
         for path in paths:
             figure.savefig(

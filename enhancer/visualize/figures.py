@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 from enhancer.visualize.drawing import (
     COLOURS,
@@ -27,6 +27,7 @@ from enhancer.visualize.drawing import (
     overlaid,
     ranked_heads,
     save,
+    shortened,
 )
 from enhancer.visualize.views import ClipView, HeadsView, MapSet
 from vdm_priors.errors import UserError
@@ -36,6 +37,7 @@ STEPS = (2, 5, 10)
 RATIOS = (0.25, 0.5, 0.75)
 NEAR = 100  # places of a frame, of Figure 2
 MOST_HEADS = 12
+MOST_SCORES = 6  # words of each kind in Figure 3's table, as in the paper
 TEXT = 8.5  # points of Figure 3's text, in a fixed pitch
 CHARACTER = 0.602 * TEXT  # points that a character takes
 
@@ -47,7 +49,7 @@ def steps_figure(view: ClipView, variants: dict[str, MapSet], word: int) -> Figu
     return _strips(
         {name: values[chosen] for name, values in rows.items()},
         [f"{view.times[n]:.2f} s" for n in chosen],
-        f"“{view.words[word].text}”",
+        f"“{shortened(view.words[word].text)}”",
         scale=True,
     )
 
@@ -59,6 +61,7 @@ def near_figure(heads: HeadsView) -> Figure:
     for axis, at in zip(figure.subplots(1, 2), (ranked[0], ranked[-1]), strict=True):
         image = _draw_head(axis, heads, at)
     figure.colorbar(image, ax=figure.axes, label="attention, times uniform", shrink=0.8)
+    _name_axes(figure)
     return figure
 
 
@@ -77,6 +80,7 @@ def heads_figure(heads: HeadsView) -> Figure:
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
     figure.colorbar(image, ax=list(axes), label="attention, times uniform", shrink=0.7)
+    _name_axes(figure)
     return figure
 
 
@@ -98,16 +102,12 @@ def sample_figure(view: ClipView) -> Figure:
     wide = 1.6 * len(chosen) + 1.2
     lines = 0.25 + 0.19 * (1 + int(len(view.text) * CHARACTER / (66 * wide)))
     figure = Figure(figsize=(wide, lines + 1.2 + tall * (1 + len(order))), layout="constrained")
-    text, table, *strips = figure.subfigures(
-        2 + 1 + len(order), 1, height_ratios=[lines, 1.2, *[tall] * (1 + len(order))]
-    )
+    text, table, strips = figure.subfigures(3, 1, height_ratios=[lines, 1.2, tall * (1 + len(order))])
     _write_text(text, view, 0.92 * wide)
     _score_table(table, scored)
-    rows = [("frames", frames), *((f"“{view.words[n].text}”", overlaid(frames, teacher, n, view.times)) for n in order)]
-    for part, (name, values) in zip(strips, rows, strict=True):
-        for axis, n in zip(part.subplots(1, len(chosen), squeeze=False)[0], chosen, strict=True):
-            _picture(axis, values[n])
-        part.axes[0].set_ylabel(name, fontsize=9, parse_math=False)
+    rows = [("frames", frames)]
+    rows += [(f"“{shortened(view.words[n].text)}”", overlaid(frames, teacher, n, view.times)) for n in order]
+    _draw_strips(strips, [(name, values[chosen]) for name, values in rows], [""] * len(chosen), scale=bool(order))
     return figure
 
 
@@ -155,27 +155,39 @@ def _draw_head(axis: object, heads: HeadsView, at: tuple[int, int]) -> object:
     return image
 
 
+def _name_axes(figure: Figure) -> None:
+    figure.supxlabel("attended latent frame, its places in raster order", fontsize=8)
+    figure.supylabel("latent frame that attends", fontsize=8)
+
+
 def _strips(rows: dict[str, np.ndarray], below: list[str], title: str, scale: bool = False) -> Figure:
     """A row of frames each, named at the left."""
     count = len(below)
     first = next(iter(rows.values()))
     ratio = first.shape[1] / first.shape[2]
     figure = Figure(figsize=(1.7 * count + 1.2, (1.7 * ratio + 0.12) * len(rows) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (name, values) in zip(axes, rows.items(), strict=True):
+    _draw_strips(figure, list(rows.items()), below, scale)
+    if title:
+        figure.suptitle(title, fontsize=10, parse_math=False)
+    return figure
+
+
+def _draw_strips(
+    part: Figure | SubFigure, rows: list[tuple[str, np.ndarray]], below: list[str], scale: bool
+) -> None:
+    """Rows of frames with their names, times `below` the last; scale: with the maps' colour bar."""
+    axes = part.subplots(len(rows), len(below), squeeze=False)
+    for line, (name, values) in zip(axes, rows, strict=True):
         for axis, picture in zip(line, values, strict=True):
             _picture(axis, picture)
         line[0].set_ylabel(name, fontsize=9, parse_math=False)
     for axis, text in zip(axes[-1], below, strict=True):
         axis.set_xlabel(text, fontsize=8)
-    if title:
-        figure.suptitle(title, fontsize=10, parse_math=False)
     if scale:
-        bar = figure.colorbar(
+        bar = part.colorbar(
             ScalarMappable(density_norm(), COLOURS), ax=list(axes.ravel()), shrink=0.6, ticks=[0, 1, 2, 4, 8]
         )
         bar.set_label("times uniform", fontsize=8)
-    return figure
 
 
 def _picture(axis: object, picture: np.ndarray) -> None:
@@ -193,8 +205,10 @@ def _write_text(part: object, view: ClipView, width: float) -> None:
     for word in view.words:
         pieces += [(view.text[done : word.start], False), (view.text[word.start : word.end], word.selected)]
         done = word.end
+    pieces += [(view.text[done:], False)]
+    parts = [(piece[at : at + most], selected) for piece, selected in pieces for at in range(0, len(piece), most)]
     column, line = 0, 0
-    for piece, selected in [*pieces, (view.text[done:], False)]:
+    for piece, selected in parts:
         if column + len(piece) > most:
             column, line = 0, line + 1
         axis.annotate(
@@ -218,13 +232,15 @@ def _score_table(part: object, scored: list) -> None:
     axis.set_axis_off()
     scores = np.array([word.score for word in scored])
     level = dict(zip(map(id, scored), (scores - scores.mean()) / (scores.std() or 1), strict=True))
-    rows = []
-    for name, chosen in (
-        ("selected", [w for w in scored if w.selected][:6]),
-        ("not selected", [w for w in scored if not w.selected][:6]),
-    ):
-        rows.append([name, *(w.text for w in chosen), *[""] * (6 - len(chosen))])
-        rows.append(["score", *(f"{level[id(w)]:.2f}" for w in chosen), *[""] * (6 - len(chosen))])
+    groups = {
+        "selected": [word for word in scored if word.selected][:MOST_SCORES],
+        "not selected": [word for word in scored if not word.selected][:MOST_SCORES],
+    }
+    columns, rows = max(map(len, groups.values())), []
+    for name, chosen in groups.items():
+        empty = [""] * (columns - len(chosen))
+        rows.append([name, *(shortened(word.text, 14) for word in chosen), *empty])
+        rows.append(["score", *(f"{level[id(word)]:.2f}" for word in chosen), *empty])
     table = axis.table(rows, loc="center", cellLoc="center")
     table.auto_set_font_size(False)
     table.set_fontsize(8.5)

@@ -23,16 +23,16 @@ SCRIPTS = ("base", "pictures", "charts", "tokens", "maps", "heads", "head_panel"
 COLOURS = ("viridis", "cividis", "magma", "inferno")  # perceptually uniform; readable with any colour vision
 
 
-def write_page(views: list[ClipView], path: Path, title: str, note: str = "") -> Path:
+def write_page(views: list[ClipView], path: Path, title: str, note: str = "", word: str | None = None) -> Path:
     """Writes the page whole or not at all. Raises UserError where it cannot be written."""
-    write_text(path, page(views, title, note))
+    write_text(path, page(views, title, note, word))
     return path
 
 
-def page(views: list[ClipView], title: str, note: str = "") -> str:
-    """The page's text."""
+def page(views: list[ClipView], title: str, note: str = "", word: str | None = None) -> str:
+    """The page's text. word: the one chosen at first, where a clip has it."""
     blobs = Blobs()
-    data = encode(views, blobs) | {"title": title, "note": note, "colours": _colours(blobs)}
+    data = encode(views, blobs) | {"title": title, "note": note, "word": word, "colours": _colours(blobs)}
     style = _static("page.css")
     script = "\n".join(["(() => {", '"use strict";', *(_static(f"{name}.js") for name in SCRIPTS), "})();"])
     parts = "\n".join(f'<script type="text/plain" id="blob{n}">{part}</script>' for n, part in enumerate(blobs.parts))

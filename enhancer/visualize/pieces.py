@@ -8,19 +8,22 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import matplotlib
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from enhancer.runfolder import readable_write_errors
 from enhancer.video.codec import read_motion
 from enhancer.video.codec.overlay import write_sheet, write_video
-from enhancer.visualize.drawing import COLOURS, best_word, frames_of, overlaid, save
+from enhancer.visualize.drawing import COLOURS, SCALE_TOP, best_word, frames_of, overlaid, save
 from enhancer.visualize.figures import heads_figure, inversion_figure, sample_figure, steps_figure
 from enhancer.visualize.views import METRICS, ClipView, HeadsView
 from vdm_priors.errors import UserError
 
-TITLE = 18  # pixels above a film's panel
+TITLE, SCALE = 20, 30  # pixels above a film's panels, and of the colour scale below them
+FONT = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 12)
 
 
 def write_pieces(view: ClipView, folder: Path, word: str | None = None) -> tuple[list[Path], list[str]]:
@@ -79,12 +82,14 @@ def map_film(view: ClipView, word: int, path: Path) -> Path:
     frames = frames_of(view)
     panels = [("frames", frames), *((one.name, overlaid(frames, one, word, view.times)) for one in view.maps)]
     step = float(np.diff(view.times).mean()) if len(view.times) > 1 else 1.0
+    scale = _scale(sum(values.shape[2] + 4 for _, values in panels))
     with readable_write_errors(path), av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=Fraction(1 / max(step, 1e-3)).limit_denominator(1001), options={"crf": "18"}
         )
         for n in range(len(frames)):
             picture = np.concatenate([_titled(values[n], name) for name, values in panels], axis=1)
+            picture = np.concatenate([picture, scale])
             picture = np.pad(
                 picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)]
             )  # H.264's colours need even sides
@@ -98,5 +103,17 @@ def map_film(view: ClipView, word: int, path: Path) -> Path:
 def _titled(picture: np.ndarray, title: str) -> np.ndarray:
     sheet = Image.new("RGB", (picture.shape[1] + 4, picture.shape[0] + TITLE), "white")
     sheet.paste(Image.fromarray(picture), (2, TITLE))
-    ImageDraw.Draw(sheet).text((4, 3), title.encode("latin-1", "replace").decode("latin-1"), fill="black")
+    ImageDraw.Draw(sheet).text((4, 2), title, fill="black", font=FONT)
+    return np.asarray(sheet)
+
+
+def _scale(width: int) -> np.ndarray:
+    """The maps' colour scale, uint8 [SCALE, width, 3]: density, its ticks at their square roots."""
+    sheet = Image.new("RGB", (width, SCALE), "white")
+    draw, across = ImageDraw.Draw(sheet), min(256, width // 2)
+    colours = (255 * colormaps[COLOURS](np.linspace(0, 1, across))[:, :3]).round().astype(np.uint8)
+    sheet.paste(Image.fromarray(np.broadcast_to(colours, (8, across, 3)).copy()), (4, 6))
+    for tick in (0, 1, 2, 4, SCALE_TOP):
+        name = f"{tick:g}×" if tick < SCALE_TOP else f"≥ {tick:g}× uniform"
+        draw.text((4 + across * (tick / SCALE_TOP) ** 0.5, 14), name, fill="black", font=FONT, anchor="ma" if tick else "la")
     return np.asarray(sheet)

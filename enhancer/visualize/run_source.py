@@ -18,10 +18,11 @@ from vdm_priors.errors import UserError
 
 @dataclass
 class Source:
-    """A run's folder with what is known of it. teacher, student, world: of its recipe, None where this version cannot
+    """A run's folder with what is known of it. job, teacher, student: of its recipe, None where this version cannot
     read them; arms: names; roots: folders that its clips may lie in; gaps: sentences that hold for every clip."""
 
     run: RunFolder
+    job: str | None = None
     teacher: TeacherSettings | None = None
     student: StudentSettings | None = None
     arms: list[str] = field(default_factory=list)
@@ -45,6 +46,7 @@ def read_run(folder: Path) -> Source:
             ("run", f"The run is not finished (its run.json says '{status}'); what it has so far is shown.")
         )
     raw = _recipe(run.recipe, source)
+    source.job = str(raw["job"]) if raw.get("job") else None
     source.teacher = _section(TeacherSettings, raw.get("teacher"), "teacher", source)
     source.student = _section(StudentSettings, raw.get("student"), "student", source)
     arms = raw.get("arms") if isinstance(raw.get("arms"), list) else []

@@ -27,6 +27,12 @@ from vdm_priors.prior import MotionPrior
 from vdm_priors.words import Word
 
 BEFORE = "base"
+OTHER_JOBS = {  # runs that keep no clips of their own, and what to look at instead
+    "compare": "{folder} is a comparison, which keeps tables and no clips: its page is {folder}/report.html. Give the "
+    "folder of one run, or the file of a prior in the matrix's pool.",
+    "adapter": "{folder} is a codec adapter's run, which has no priors. Its models are shown beside a teacher's maps by "
+    "enhancer visualize --video FILE --text TEXT --student {folder}/stages/NAME/model",
+}
 
 
 def of_run(folder: Path, gatherer: Gatherer, samples: list[str], count: int) -> list[ClipView]:
@@ -70,9 +76,11 @@ def of_run(folder: Path, gatherer: Gatherer, samples: list[str], count: int) -> 
         for section, sentence in dict.fromkeys(source.gaps):
             view.lacks(section, sentence)
     if not views:
-        gaps = "; ".join(sentence for _, sentence in source.gaps) or "it holds neither examples nor priors"
+        gaps = " ".join(sentence for _, sentence in source.gaps) or "It holds neither examples nor priors."
         raise UserError(
-            f"Nothing of {folder} can be shown: {gaps}. Give a run's folder, or run the recipe again: it continues."
+            OTHER_JOBS[source.job].format(folder=folder)
+            if source.job in OTHER_JOBS
+            else f"Nothing of {folder} can be shown. {gaps} Give a run's folder, or run the recipe again: it continues."
         )
     return views
 

@@ -48,6 +48,28 @@ OPERATE_ALL = """(async () => {
   return done;
 })()"""
 
+FAINT = """(() => {
+  const brush = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const bytes = colours => {  // painted one over another
+    brush.clearRect(0, 0, 1, 1);
+    for (const one of colours) { brush.fillStyle = one; brush.fillRect(0, 0, 1, 1); }
+    return [...brush.getImageData(0, 0, 1, 1).data].slice(0, 3).map(byte => byte / 255);
+  };
+  const luminance = colours => bytes(colours).map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, n) => sum + part * [0.2126, 0.7152, 0.0722][n], 0);
+  const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const text = texts.currentNode.textContent.trim(), at = texts.currentNode.parentElement;
+    if (!text || !at.getClientRects().length) continue;
+    const behind = [];
+    for (let one = at; one; one = one.parentElement) behind.unshift(getComputedStyle(one).backgroundColor);
+    const ink = getComputedStyle(at)[at instanceof SVGElement ? "fill" : "color"];
+    const [dark, light] = [luminance(behind), luminance([...behind, ink])].sort((a, b) => a - b);
+    if ((light + 0.05) / (dark + 0.05) < 4.5) faint.push([text.slice(0, 30), ink, (light + 0.05) / (dark + 0.05)]);
+  }
+  return faint;
+})()"""
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -96,6 +118,32 @@ def test_every_control_works_and_nothing_overflows(browser, two_clips, width, ph
     assert browser.problems == []
     assert browser.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
     assert "Nothing of the codec is there" in browser.run("document.getElementById('codec').textContent")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stays_readable(browser, tmp_path, scheme):
+    """A contrast of 4.5 (WCAG 2.2, AA) of every text on what is behind it, words and heads of all scores among them."""
+    page = write_page([fake_view(layers=6, heads=12, by_layer=True)], tmp_path / "page.html", "title", "note")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(page, 1440)
+    background = browser.run("getComputedStyle(document.body).backgroundColor")
+    faint = [browser.run(FAINT)]
+    for colours in ("cividis", "magma", "inferno"):
+        browser.run(
+            f"(() => {{ const select = [...document.querySelectorAll('#maps select')].find(one => one.value in"
+            f" {{viridis: 1, cividis: 1, magma: 1, inferno: 1}}); select.value = '{colours}';"
+            f" select.dispatchEvent(new Event('change', {{bubbles: true}})); }})()"
+        )
+        browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        faint.append(browser.run(FAINT))
+    browser.call("Emulation.setEmulatedMedia", features=[])
+    assert (background == "rgb(19, 22, 24)") == (scheme == "dark") and faint == [[]] * 4
+
+
+def test_the_word_that_was_asked_for_is_chosen_first(browser, tmp_path):
+    view = fake_view()
+    browser.open(write_page([view], tmp_path / "page.html", "title", word="wall"), 1440)
+    assert browser.run("document.querySelector('.word[aria-pressed=true]').textContent") == "wall"
 
 
 def test_hostile_texts_are_shown_as_text(browser, two_clips):

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from enhancer.visualize.drawing import overlaid
+from enhancer.visualize.drawing import not_drawn, overlaid
 from enhancer.visualize.encode import CEILING, OCTAVES, Blobs, encode
 from enhancer.visualize.figures import heads_figure, inversion_figure, sample_figure
 from enhancer.visualize.page import as_json, page
-from enhancer.visualize.pieces import map_film, score_figure
+from enhancer.visualize.pieces import _scale, _titled, map_film, score_figure
 from enhancer.visualize.views import MapSet, density
 from tests.enhancer.fake_run import HOSTILE
 from tests.enhancer.fake_views import fake_view, large_page
@@ -130,6 +131,29 @@ def test_figures_show_hostile_and_mathematical_texts_as_text(tmp_path):
 
     with av.open(str(map_film(view, 0, tmp_path / "film.mp4"))) as film:
         assert sum(1 for _ in film.decode(video=0)) == len(view.times)
+
+
+def test_a_film_names_its_panels_and_has_their_scale(tmp_path):
+    """Titles of any alphabet that the font has, and below the panels the colours that `overlaid` uses."""
+    assert (_titled(np.zeros((9, 90, 3), np.uint8), "λ = 0") != _titled(np.zeros((9, 90, 3), np.uint8), "? = 0")).any()
+    scale = _scale(600)
+    assert scale.shape[1] == 600 and scale[8, 4].tolist() == [68, 1, 84] and scale[8, 259].tolist() == [253, 231, 37]
+    assert (scale[8, 262:] == 255).all()
+
+
+def test_long_and_equal_words_fit_a_figure(tmp_path):
+    """A word of 300 letters, and the two best words the same: each keeps a row of its own, and the figure its width."""
+    view = fake_view(text=f"red {'x' * 300} red moves")
+    for word, score in zip(view.words, (3.0, 1.0, 2.0, 0.5), strict=True):
+        word.score, word.selected = score, word.text == "red"
+    made = sample_figure(view)
+    made.savefig(tmp_path / "sample.png", dpi=50, bbox_inches="tight")
+    assert [axis.get_ylabel() for axis in made.axes if axis.get_ylabel()].count("“red”") == 2
+    assert Image.open(tmp_path / "sample.png").width < 1.2 * 50 * made.get_figwidth()
+
+
+def test_characters_that_a_font_lacks_are_known():
+    assert not_drawn("Wohin rollt der Ball? λ ≥ 8×") == [] and not_drawn("球 rolls 球") == ["球"]
 
 
 def test_figures_say_what_they_lack():

@@ -203,8 +203,28 @@ def test_each_figure_of_the_supplement_is_one_command(made, tmp_path, number, mo
         (["--video", "a.mp4", "--text", "ball", "--out", "no/such/page.html"], "there is no folder no/such"),
         (["--video", "missing.mp4", "--text", "ball"], "missing.mp4: cannot be read"),
         (["nowhere", "teacher.extraction.stebs=3"], "stebs"),
+        (["--video", "a.mp4", "--text", "ball", "--sample", "x"], "--sample names a sample of a run"),
     ],
 )
 def test_what_the_command_cannot_do_is_said(arguments, reason):
     done = enhancer(*arguments)
     assert done.exit_code in (1, 2) and reason in " ".join(done.output.split()), done.output
+
+
+def test_what_a_run_or_a_prior_has_already_is_not_asked_for_again(made):
+    run, key, _ = made
+    prior = run / "priors" / key[:2] / f"{key}.safetensors"
+    for arguments, reason in (
+        ((run, "--text", "ball"), "is a run, which has its own clips: leave out --video and --text"),
+        ((prior, "--text", "ball"), "is a prior, of a text of its own: leave out --text"),
+        ((prior, "--stored", "--word", "ball"), "The text has no word 'ball'; it has 'Which'"),
+    ):
+        done = enhancer(*arguments)
+        assert done.exit_code == 1 and reason in " ".join(done.output.split()), done.output
+
+
+@pytest.mark.parametrize(("job", "reason"), [("compare", "is a comparison"), ("adapter", "--student")])
+def test_a_run_that_keeps_no_clips_says_what_to_look_at(tmp_path, job, reason):
+    (tmp_path / "recipe.yaml").write_text(f"job: {job}\n")
+    with pytest.raises(UserError, match=reason):
+        of_run(tmp_path, gatherer(), [], 4)

@@ -1,5 +1,7 @@
 // One head: its vision-to-vision map with the motion mask, its F×F cross-frame matrix, and its runs above τ.
 
+const HALF = window.innerWidth > 520 ? 240 : 160; // drawing units of the two small pictures, about their size on the screen
+
 const bit = (packed, index) => (packed[index >> 3] >> (7 - (index & 7))) & 1;
 
 /** Attention, times uniform, of a stored byte; NaN where not known. */
@@ -16,8 +18,8 @@ function headPanel(heads, slot) {
     facts = el("p", { className: "note" }),
     readout = el("p", { className: "note readout", role: "status" });
   const whole = canvasOf(480, 480, "Vision-to-vision attention of the " + (slot ? "right" : "left") + " head");
-  const cross = canvasOf(240, 240, "Cross-frame attention"),
-    runs = canvasOf(240, 240, "Lengths of runs");
+  const cross = canvasOf(HALF, HALF, "Cross-frame attention"),
+    runs = canvasOf(HALF, HALF, "Lengths of runs");
   const crossText = el("p", { className: "note" }),
     runText = el("p", { className: "note" });
   watch(["heads", "colours", "mask", "place", "metric"], () => {
@@ -81,6 +83,10 @@ function drawWhole(canvas, heads, { maps, unit }) {
   if (state.mask) outline(pen, bytes(maps.mask), side, 480 / side);
 }
 
+/** Colours of the mask's border: 29 CIELAB units or more from every colour of the map, as all kinds of colour vision
+    see them (simulated after Machado et al. 2009). */
+const MASK = { viridis: "#ff3df2", cividis: "#ff3df2", magma: "#39e6ff", inferno: "#39e6ff" };
+
 /** The border between inside and outside of the mask. */
 function outline(pen, mask, side, size) {
   pen.beginPath();
@@ -98,8 +104,8 @@ function outline(pen, mask, side, size) {
       if (c === side - 1 || !bit(mask, r * side + c + 1)) { pen.moveTo(x + size, y);
         pen.lineTo(x + size, y + size); }
     }
-  pen.strokeStyle = "rgba(255,120,60,.95)";
-  pen.lineWidth = Math.min(1.2, Math.max(0.4, size / 4));
+  pen.strokeStyle = MASK[state.colours];
+  pen.lineWidth = Math.min(1.6, Math.max(0.9, size / 4));
   pen.stroke();
 }
 
@@ -133,7 +139,7 @@ function drawCross(canvas, heads, found) {
     stride = Math.ceil(count * frames * frames / 8);
   const above = (p, a, b) => bit(packed, 8 * stride * unit + (p * frames + a) * frames + b);
   const pen = canvas.drawing(),
-    size = 240 / frames;
+    size = HALF / frames;
   for (let a = 0; a < frames; a++)
     for (let b = 0; b < frames; b++) {
       const of = place < 0 ? maps.places.map((_, p) => value(p, a, b)).filter(Number.isFinite) : [value(place, a, b)]
@@ -143,7 +149,7 @@ function drawCross(canvas, heads, found) {
       const fill = level === null ? [128, 128, 128] : colour(Math.max(0, Math.min(1, level)));
       pen.fillStyle = css(fill);
       pen.fillRect(b * size, a * size, size + 0.5, size + 0.5);
-      if (frames <= 8 && mean !== null) {
+      if (size >= 28 && mean !== null) {
         pen.fillStyle = inkOn(fill);
         pen.font = "12px system-ui, sans-serif";
         pen.textAlign = "center";
@@ -184,21 +190,21 @@ function drawRuns(canvas, heads, found, above, text) {
     pen = canvas.drawing(),
     ink = getComputedStyle(document.body).color;
   const left = 8,
-    bottom = 212,
-    width = (240 - 2 * left) / frames;
+    bottom = HALF - 28,
+    width = (HALF - 2 * left) / frames;
   pen.textAlign = "center";
   pen.font = "11px system-ui, sans-serif";
   for (let length = 1; length <= frames; length++) {
-    const height = 180 * lengths[length] / most,
+    const height = (HALF - 60) * lengths[length] / most,
       x = left + (length - 1) * width;
     pen.fillStyle = css(colour(0.45));
     pen.fillRect(x + 1, bottom - height, Math.max(1, width - 2), height);
     pen.fillStyle = ink;
-    if (frames <= 16 || length % Math.ceil(frames / 16) === 0) pen.fillText(String(length), x + width / 2, bottom +
+    if (length % Math.ceil(16 / width) === 0) pen.fillText(String(length), x + width / 2, bottom +
       14);
-    if (frames <= 8 && lengths[length]) pen.fillText(String(lengths[length]), x + width / 2, bottom - height - 4);
+    if (width >= 26 && lengths[length]) pen.fillText(String(lengths[length]), x + width / 2, bottom - height - 4);
   }
-  pen.fillText("frames in a run", 120, bottom + 27);
+  pen.fillText("frames in a run", HALF / 2, bottom + 26);
   const mean = means.reduce((sum, one) => sum + one, 0) / means.length;
   text.textContent =
     `Runs above τ: ${lengths.reduce((a, b) => a + b, 0)}, mean length ${short(mean)}` +

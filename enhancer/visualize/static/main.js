@@ -75,7 +75,8 @@ function build() {
   forgetWatchers();
   const { heads, words } = clip();
   const chosen = heads ? firstHeads(heads) : [null, null];
-  Object.assign(state, { frame: 0, word: bestWord(words), shows: "all", student: "all", place: -1, channel: "rgb" });
+  const asked = words.findIndex(word => word.text === DATA.word);
+  Object.assign(state, { frame: 0, word: asked < 0 ? bestWord(words) : asked, shows: "all", student: "all", place: -1, channel: "rgb" });
   state.heads = chosen;
   heading();
   const open = () => document.getElementById("help").showModal();

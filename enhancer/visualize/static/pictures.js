@@ -58,9 +58,12 @@ function colour(level) {
 
 const css = (rgb, alpha = 1) => `rgba(${rgb[0]},${rgb[1]},${rgb[2]},${alpha})`;
 
-/** Black or white, whichever reads better on a colour. */
-const inkOn = rgb => 0.2126 * (rgb[0] / 255) ** 2.2 + 0.7152 * (rgb[1] / 255) ** 2.2 + 0.0722 * (rgb[2] / 255) **
-  2.2 > 0.18 ? "#101214" : "#ffffff";
+/** Black or white, whichever reads better on a colour: a contrast of 4.58 at least (WCAG 2.2, relative luminance). */
+const inkOn = rgb => {
+  const [r, g, b] = rgb.map(byte => byte / 255).map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) **
+    2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff";
+};
 
 /** Times uniform of a stored byte; null where not known. */
 const density = byte => byte === 0 ? null : DATA.ceiling * ((byte - 1) / 254) ** 2;
