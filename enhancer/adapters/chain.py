@@ -70,7 +70,9 @@ class Chain:
     def train(self, number: int, progress: Progress | None = None) -> list[Problem]:
         """Trains the stage of that number (from 0) on top of those before it; the samples that were left out."""
         stage = self.stages[number]
-        samples, problems = samples_of(self.recipe, stage, data_root(self.recipe))
+        root = data_root(self.recipe)
+        samples, problems = samples_of(self.recipe, stage, root)
+        held_out = samples_of(self.recipe, replace(stage, train=stage.test), root)[0] if stage.test else []
         return problems + run_stage(
             self.load(number),
             stage,
@@ -80,6 +82,7 @@ class Chain:
             self.recipe.seed,
             progress,
             stored_priors(self.recipe, stage),
+            held_out,
         )
 
 

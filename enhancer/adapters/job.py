@@ -155,6 +155,7 @@ def validate(recipe: AdapterRecipe, console: Console) -> bool:
     root = data_root(recipe)
     if recipe.world is None:
         files = {recipe.data.test, *(stage.train or recipe.data.train for stage in recipe.stages)}
+        files |= {stage.test for stage in recipe.stages if stage.test}
         faults += [f"data: there is no file {root / file}" for file in sorted(files) if not (root / file).is_file()]
     try:
         family = find_family(student_path(recipe.host))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError  # torch raises it for what weights_only refuses
 from typing import Any
@@ -45,13 +46,17 @@ def train_objective(
     folder: Path,
     seed: int,
     progress: Progress | None = None,
+    held_out: Sequence[Sample] = (),
 ) -> tuple[list[Problem], dict[str, float]]:
-    """Trains the model in place by the stage's objective, from its newest checkpoint; the samples that were left out,
-    and the last row of history.jsonl. Raises UserError as `train`."""
+    """Trains the model in place by the stage's objective, from its newest checkpoint.
+
+    The samples that were left out, and the last row of history.jsonl, with what the objective gives on `held_out`, which
+    it does not learn from, as "test_<name>". Raises UserError as `train`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     settings, process = stage.training, Process.this()
-    objective = model.adapter.OBJECTIVES[stage.objective](model, labels_of(samples)).to(model.device)
+    objective = model.adapter.OBJECTIVES[stage.objective](model, labels_of([*samples, *held_out])).to(model.device)
     # without checkpoints nobody asks for it, and large models take seconds to hash
     kept = settings.save_every > 0 or (folder / CHECKPOINTS).exists() or settings.resume not in (AUTO, NEVER)
     described = identity(settings, samples, Sampling(), seed, process.count, objective, None) if kept else {}
@@ -60,8 +65,24 @@ def train_objective(
     with trainer.accelerator.main_process_first():  # which alone deletes those that shall not be resumed
         checkpoint = checkpoint_to_resume(folder / CHECKPOINTS, described, settings.resume)
     last = trainer.run(checkpoint)
+    if process.rank == 0:
+        found = measured(objective, held_out, reader, settings.batch_size)
+        last |= {f"test_{name}": value for name, value in found.items()}
     problems = gather_object(list(clips.problems.values()))  # each process reads its own share of the clips
     return list(dict.fromkeys(problems)), last
+
+
+def measured(objective: Objective, samples: Sequence[Sample], reader: Any, batch_size: int) -> dict[str, float]:
+    """Means over whole batches of what the objective gives, without learning (over the only batch, where one is not
+    filled): what compares a batch's samples depends on how many there are. Nothing without samples that can be used."""
+    clips, found = Clips(samples, reader, objective.check).usable(), []
+    objective.eval()
+    while rows := list(islice(clips, batch_size)):
+        if len(rows) == batch_size or not found:
+            batch = objective.batch([clip for clip, _ in rows], [sample for _, sample in rows])
+            with torch.no_grad():
+                found.append(objective(**{name: value.to(objective.model.device) for name, value in batch.items()}))
+    return {name: float(torch.stack([row[name].float() for row in found]).mean()) for name in (found[0] if found else ())}
 
 
 class Clips(Dataset):
@@ -86,6 +107,17 @@ class Clips(Dataset):
         raise SampleError(
             f"None of the {len(self.samples)} clips can be used: {next(iter(self.problems.values())).reason}"
         )
+
+
+    def usable(self) -> Iterator[tuple[Any, Sample]]:
+        """Those that can be read and pass, in order."""
+        for sample in self.samples:
+            try:
+                clip = self.reader.get(sample.video)
+                self.check(clip)
+            except (ClipError, SampleError):
+                continue
+            yield clip, sample
 
 
 class ObjectiveTrainer(Trainer):

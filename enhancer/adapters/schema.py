@@ -117,6 +117,11 @@ class StageSettings:
         choices=TEXTS,
     )
     train: str | None = option(None, "file of this stage's samples, relative to data.root; null is data.train")
+    test: str | None = option(
+        None,
+        "file of samples that an objective is measured on after the stage, as test_<name> in stage.json; it does not "
+        "learn from them; null measures nothing",
+    )
     types: list[str] | None = option(None, "question types that this stage learns from; null is all")
     training: StageTraining = option(StageTraining())
 
@@ -207,6 +212,8 @@ class AdapterRecipe:
                     f"stages.{stage.name}.training: an adapter's stages train whole copies of the model; leave fsdp "
                     "and deepspeed out. Processes started together (torchrun, accelerate launch) share a step's samples"
                 )
+            if stage.objective == ANSWER and stage.test:
+                faults.append(f"stages.{stage.name}.test: answers are measured by the run's own evaluation; leave it out")
             if stage.objective != ANSWER and (stage.training.lora or stage.training.optimizer != "adamw"):
                 faults.append(
                     f"stages.{stage.name}.training: lora and optimizer are of answer stages; {stage.objective} trains "

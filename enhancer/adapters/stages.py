@@ -37,8 +37,10 @@ def run_stage(
     seed: int,
     progress: Progress | None = None,
     priors: Callable | None = None,
+    held_out: Sequence[Sample] = (),
 ) -> list[Problem]:
-    """Trains the model in place and saves it; the samples that were left out.
+    """Trains the model in place and saves it; the samples that were left out. held_out: samples that an objective is
+    measured on afterwards.
 
     Of several processes all must call it: they train the same model, and process 0 writes. Raises UserError as `train`.
     """
@@ -57,7 +59,7 @@ def run_stage(
         )
         problems, last = result.problems, {"answer_loss": result.history[-1]["ar_loss"]} if result.history else {}
     else:
-        problems, last = train_objective(model, stage, samples, reader, folder, seed, progress)
+        problems, last = train_objective(model, stage, samples, reader, folder, seed, progress, held_out)
     if Process.this().rank > 0:
         return problems
     reader.save(model.save_pretrained(folder / "model"))

@@ -46,7 +46,13 @@ RAW = {
     },
     "reading": {"size": [64, 64], "key_interval": 9},
     "stages": [
-        {"name": "warm-up", "objective": "classify", "text": "caption", "training": {"steps": 1, "batch_size": 2}},
+        {
+            "name": "warm-up",
+            "objective": "classify",
+            "text": "caption",
+            "test": "test.json",
+            "training": {"steps": 1, "batch_size": 2},
+        },
         {"name": "tuning", "training": {"steps": 2, "batch_size": 2, "warmup": 0.0, "learning_rate_llm": 1e-3}},
     ],
     "baseline": {"frames": 2, "train": False},
@@ -87,6 +93,7 @@ def test_recipes_are_whole(path):
             {"stages": [{"name": "a", "objective": "classify", "training": {"lora": {"rank": 2}}}]},
             "stages.a.training: lora and optimizer are of answer stages; classify trains",
         ),
+        ({"stages": [{"name": "a", "test": "test.json"}]}, "stages.a.test: answers are measured by the run's own"),
         ({"reading": {"fps": 4.0}}, "reading.fps: only a new encoding"),
         ({"reading": {"size": [60, 60]}}, "multiples of 8"),
     ],
@@ -178,6 +185,8 @@ def test_a_chain_goes_on_where_it_was_interrupted(world, tmp_path, monkeypatch):
         run_adapter(loaded, Console(quiet=True))
     folder = run_adapter(loaded, Console(quiet=True))
     assert ran == ["warm-up", "tuning", "tuning"]
+    warmed = json.loads((folder / "stages" / "1-warm-up" / "stage.json").read_text())
+    assert warmed["test_loss"] > 0 and 0 <= warmed["test_accuracy"] <= 1
     table = json.loads((folder / "results.json").read_text())
     assert set(table["arms"]) == set(ARMS) - {"frames"}  # baseline.train is false
     assert {arm["overall"]["n"] for arm in table["arms"].values()} == {6}

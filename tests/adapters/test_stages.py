@@ -140,6 +140,25 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
         run_stage(cope(), stage("pretraining", save_every=1), SAMPLES[:3], Clips(), tmp_path, 0)
 
 
+def test_what_an_objective_gives_on_held_out_clips_is_not_learnt(tmp_path):
+    """Means over whole batches of 2; a clip without P-frames and the fifth clip, which fills no batch, take no part."""
+    held_out = [Sample(f"h{n}", Path(f"{n}.mp4"), "", "up") for n in range(10, 16)]
+    clips = Clips({"s12": [0]})
+    alone, both = cope(), cope()
+    run_stage(alone, stage("pretraining"), SAMPLES, clips, tmp_path / "alone", 0)
+    run_stage(both, stage("pretraining"), SAMPLES, clips, tmp_path / "both", 0, held_out=held_out)
+    straight = alone.state_dict()
+    assert all(torch.equal(value, straight[name]) for name, value in both.state_dict().items())
+    told = stage_summary(tmp_path / "both")
+    assert {"test_loss", "test_recall1", "test_recall1_frame", "test_recall5"} <= set(told)
+    objective = CoPE.OBJECTIVES["pretraining"](both, {}).eval()
+    pairs = [[clips.get(f"{n}.mp4") for n in pair] for pair in ((10, 11), (13, 14))]
+    with torch.no_grad():
+        found = [objective(**objective.batch(pair, [])) for pair in pairs]
+    for name in ("recall1_frame", "recall5_frame"):  # of frames alone, which no head has a part in
+        assert told[f"test_{name}"] == pytest.approx(float(torch.stack([row[name] for row in found]).mean()))
+
+
 def test_a_frozen_part_stays_as_it_is(tmp_path):
     model = ema()
     before = weights(model)
