@@ -303,7 +303,7 @@ def read_lines(path: Path) -> list[dict]:
     """The rows of a JSON lines file, none if there is no file."""
     if not Path(path).is_file():
         return []
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 # ---- the machine ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def captions(path: Path) -> dict[str, str]:
     rows = (
         json.loads(text)
         if text.lstrip().startswith("[")
-        else [json.loads(line) for line in text.splitlines() if line.strip()]
+        else [json.loads(line) for line in text.split("\n") if line.strip()]
     )
     found = {
         str(row["id"]): row["caption"] for row in rows if isinstance(row, dict) and row.get("caption") and "id" in row

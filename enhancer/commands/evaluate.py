@@ -172,7 +172,7 @@ def _rows(
         console.note(
             f"{len(samples) - len(made)} of {len(samples)} answers were made by earlier calls or other processes"
         )
-    return [by_id[sample.id] for sample in samples if sample.id in by_id]
+    return [by_id.get(sample.id) or _unanswered(sample) for sample in samples]
 
 
 def _protocol(asking: Asking, benchmark: Benchmark | None, count: int) -> Protocol:
@@ -226,6 +226,12 @@ def _unusable(problem: Problem) -> dict:
         "correct": None,
         "error": problem.reason,
     }
+
+
+def _unanswered(sample: Sample) -> dict:
+    """Of a question whose process ended before it, or whose line in its part cannot be read."""
+    lost = _unusable(Problem(sample.id, "its answer is not there; the same command asks it again"))
+    return {**lost, "question_type": sample.question_type, "options": list(sample.options), "answer": sample.answer}
 
 
 # ---- results -------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def read_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[str, dict]]
         numbered = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
     else:
         numbered = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a text may hold U+2028
             if not line.strip():
                 continue
             try:

@@ -81,7 +81,7 @@ def read_parts(folder: Path) -> dict[str, dict]:
     left half is none."""
     rows: dict[str, dict] = {}
     for path in sorted((folder / PARTS).glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # an answer may hold U+2028
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:

@@ -64,7 +64,7 @@ class Quarantine:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.path}: the quarantine list cannot be read ({error}). Mend or delete it.") from error
         reasons = {}
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):  # names may hold U+2028
             try:
                 row = json.loads(line)
                 reasons[_key(row)] = str(row["reason"])

@@ -24,7 +24,7 @@ from enhancer.evaluation.protocol import Protocol
 from enhancer.evaluation.scores import summarise
 from enhancer.processes import Process
 from enhancer.recipe_schema import EvaluateSettings
-from enhancer.runfolder import read_json, read_lines, write_json
+from enhancer.runfolder import read_json, read_lines, write_json, write_lines
 from enhancer.video.clip import FrameCache, Sampling
 from tests.vlm_hooks.tiny_student import tiny_student
 from vdm_priors.errors import UserError
@@ -310,6 +310,42 @@ def test_answers_continue_where_a_kill_left_them_and_errors_are_asked_again(root
     assert ask(tmp_path, samples) == [] and len(answers.asked) == 7
 
 
+def test_an_answer_may_hold_what_other_readers_take_for_a_line_end(root, tmp_path, monkeypatch):
+    hostile = "left\u2028\x85\x0b\x1c\r\n{}\ud800"
+    answers, samples = Answers(monkeypatch), questions(root, 2)
+    monkeypatch.setattr(
+        "enhancer.evaluation.answering.generate",
+        lambda student, samples, *rest, **named: [{**row, "response": hostile} for row in answers.generate(student, samples, *rest, **named)],
+    )
+    ask(tmp_path, samples)
+    found = read_parts(tmp_path)
+    assert sorted(found) == ["q0", "q1"] and found["q0"]["response"] == hostile.replace("\ud800", "?")
+    assert ask(tmp_path, samples) == [] and len(answers.asked) == 2
+    write_lines(tmp_path / "answers.jsonl", [{**found["q0"], "id": "\u2028"}])
+    assert read_lines(tmp_path / "answers.jsonl")[0]["response"] == hostile.replace("\ud800", "?")
+
+
+def test_rows_whose_texts_hold_a_line_separator(root):
+    row = {"key": "k", "question_type": "MR", "video_path": "v1.mp4",
+           "qa": [{"uid": "u", "question": "Which\u2028way?\nA. left\nB. right", "answer": "B"}]}  # fmt: skip
+    path = root / "rows.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps({**row, "qa": [{**row["qa"][0], "uid": "w"}]}) + "\n")
+    samples, problems = load_samples(path, root)
+    assert not problems and [s.id for s in samples] == ["u", "w"] and samples[0].options == ("left", "right")
+
+
+def test_a_question_whose_answer_is_lost_makes_the_score_incomplete(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "enhancer.commands.evaluate.answer_all",
+        lambda load, samples, *rest: iter([{**answered(samples[0], "left"), "correct": True, "question_type": "MR"}]),
+    )
+    row = {"video": "v1.mp4", "question": "Which way?", "options": ["left", "right"], "answer": "left"}
+    data = root / "two.json"
+    data.write_text(json.dumps([{**row, "id": "a"}, {**row, "id": "b"}]))
+    result = CliRunner().invoke(app, ["evaluate", "--model", str(student_folder()), "--data", str(data)], env={"COLUMNS": "200"})
+    assert result.exit_code == 3 and "b could not be asked: its answer is not there" in result.output, result.output
+
+
 def test_processes_share_the_questions_and_any_number_of_them_may_go_on(root, tmp_path, monkeypatch):
     answers, samples = Answers(monkeypatch), questions(root, 6)
     first = ask(tmp_path, samples, Process(0, 3, 0))
@@ -428,6 +464,8 @@ def test_an_export_loads_and_answers_as_lmms_eval_and_vlmevalkit_load_it(tmp_pat
 
     folder = tmp_path / "Qwen2.5-VL-mine"
     export(tiny_student(), folder)
+    named = json.loads((folder / "config.json").read_text())["architectures"]
+    assert "qwen2_5" in str(named).lower()  # by which VLMEvalKit chooses the class
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, torch_dtype="auto", device_map="cpu").eval()
     processor = AutoProcessor.from_pretrained(folder, max_pixels=1605632, min_pixels=28 * 28)
     tokenizer = AutoTokenizer.from_pretrained(folder)
