@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enhancer.evaluation.scores import mcnemar
-from enhancer.experiment.claims import headline, verdict
+from enhancer.experiment.claims import headline, notes, verdict
 from enhancer.experiment.page import write_page
 from enhancer.experiment.results import make_results
 from enhancer.experiment.statistics import estimate, flips_over_questions, flips_over_seeds, holm
@@ -162,6 +162,20 @@ def test_sentences_say_what_the_intervals_say(folder):
         "before training: no answers yet; run the same command again.",
         "late with seed 4: no answers yet; run the same command again.",
     ]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_what_two_seeds_cannot_tell_is_said(seeds):
+    said = " ".join(notes({"seeds": list(range(seeds)), "unparsed": 0, "chance": None, "rows": []}))
+    assert ("missed the truth" in said) is (seeds == 2) and ("no difference is claimed" in said) is (seeds == 1)
+
+
+def test_two_seeds_that_differ_much_miss_the_truth_as_often_as_is_said():
+    rng, missed, runs = np.random.default_rng(0), 0, 400
+    for _ in range(runs):
+        found = estimate(rng.normal(0, 0.1, (2, 1)) + rng.normal(0, 0.7, (2, 400)))
+        missed += not found.low <= 0 <= found.high
+    assert 0.08 <= missed / runs <= 0.16
 
 
 def test_one_seed_or_a_lead_alone_is_never_claimed(folder):

@@ -117,6 +117,12 @@ def test_a_mended_file_and_a_deleted_line_are_tried_again(video, tmp_path):
         reader(bad)
 
 
+def test_a_name_may_hold_a_line_separator(video, tmp_path):
+    bad, listed = copy_of(video, "bad\u2028.mp4"), Quarantine(tmp_path / QUARANTINE)
+    listed.add(bad, "it was bad\x85")
+    assert Quarantine(tmp_path / QUARANTINE).reason(bad) == "it was bad\x85"
+
+
 def test_threads_take_turns_and_a_fork_has_its_own_process(video, tmp_path):
     others = [copy_of(video, f"{n}.mp4") for n in range(4)]
     reader = clip_reader(30.0)
