@@ -15,6 +15,7 @@ from enhancer.commands.scores import print_summary
 from enhancer.console import Console
 from enhancer.data.samples import Problem, Sample, load_samples, split_options
 from enhancer.evaluation.answering import PARTS, answer_all, read_parts
+from enhancer.evaluation.generation import checkpoint_decoding
 from enhancer.evaluation.protocol import FILE, PROTOCOLS, Protocol, example_of
 from enhancer.evaluation.scores import summarise
 from enhancer.processes import Process, ended_in_order
@@ -210,6 +211,8 @@ def _loader(
         )
         if asking.out is not None and process.rank == 0:
             shown = example_of(student, samples, sampling, cache, asking.request)
+            if shown is not None and asking.protocol == "generate":
+                shown["checkpoint_decoding"] = checkpoint_decoding(student)
             dataclasses.replace(_protocol(asking, benchmark, len(samples)), example=shown).keep(asking.out)
         return student
 

@@ -14,6 +14,7 @@ from vdm_priors.errors import ClipError, SampleError
 from vlm_hooks.student import LETTER_REQUEST
 
 NEW_TOKENS = 64  # most that an answer may have: more than a letter with its reason, less than an essay
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
 def generate(
@@ -83,17 +84,25 @@ def _responses(
     tokenizer = student.tokenizer
     out = student.model.generate(
         **inputs,
+        **GREEDY,
         max_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
     )
     texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [(n, text.strip(), None) for (n, *_), text in zip(asked, texts, strict=True)]
+
+
+def checkpoint_decoding(student: Any) -> dict[str, Any]:
+    """What a checkpoint's own generation settings change of greedy decoding, a repetition penalty (Qwen2.5-VL's is 1.05)
+    for one."""
+    ours = {*GREEDY, "max_new_tokens", "max_length", "use_cache", "transformers_version"}
+    settings = student.model.generation_config.to_diff_dict()
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in ours and not name.startswith("_") and not name.endswith("_token_id") and value not in (None, False)
+    }
 
 
 def _row(sample: Sample, response: str | None, error: str | None = None) -> dict:

@@ -17,7 +17,7 @@ from enhancer.commands.evaluate import as_choice
 from enhancer.data.samples import Sample, load_samples
 from enhancer.evaluation.answering import answer_all, read_parts
 from enhancer.evaluation.answering import ask as ask_by_recipe
-from enhancer.evaluation.generation import generate
+from enhancer.evaluation.generation import checkpoint_decoding, generate
 from enhancer.evaluation.multiple_choice import evaluate
 from enhancer.evaluation.parsing import RULES
 from enhancer.evaluation.protocol import Protocol
@@ -265,6 +265,17 @@ def test_a_recipes_protocol_is_what_is_asked_by(root, protocol):
         assert rows == evaluate(student, samples, SAMPLING, cache, 2, protocol) and seen == [3]
 
 
+def test_what_a_checkpoint_adds_to_greedy_decoding_is_known_and_works(root, monkeypatch):
+    student, samples = tiny_student(), questions(root, 1)
+    assert checkpoint_decoding(student) == {}
+    plain = generate(student, samples, SAMPLING, FrameCache(), 1, new_tokens=8)[0]["response"]
+    for name, value in {"repetition_penalty": 50.0, "do_sample": True, "temperature": 5.0}.items():
+        monkeypatch.setattr(student.model.generation_config, name, value)
+    assert checkpoint_decoding(student) == {"repetition_penalty": 50.0}
+    penalised = [generate(student, samples, SAMPLING, FrameCache(), 1, new_tokens=8)[0]["response"] for _ in range(2)]
+    assert penalised[0] == penalised[1] != plain
+
+
 @pytest.mark.parametrize("protocol", ["generate", "letter", "option_text"])
 def test_another_tools_last_line_ends_the_prompts_that_list_options(root, tmp_path, protocol, monkeypatch):
     seen, student = [], tiny_student()
@@ -443,7 +454,8 @@ def test_evaluate_a_benchmark_with_a_missing_video(root, tmp_path):
     )
     assert "Which way?" in protocol["example"]["prompt"] and "B. right" in protocol["example"]["prompt"]
     assert (
-        protocol["example"]["frames"] == 4
+        protocol["example"]["checkpoint_decoding"] == {}
+        and protocol["example"]["frames"] == 4
         and protocol["example"]["pixels"] == [32, 32]
         and len(protocol["example"]["visual_tokens"]) == 3
     )
