@@ -94,8 +94,7 @@ def _responses(
 
 
 def checkpoint_decoding(student: Any) -> dict[str, Any]:
-    """What a checkpoint's own generation settings change of greedy decoding, a repetition penalty (Qwen2.5-VL's is 1.05)
-    for one."""
+    """What a checkpoint's own generation settings add to greedy decoding, a repetition penalty for one."""
     ours = {*GREEDY, "max_new_tokens", "max_length", "use_cache", "transformers_version"}
     settings = student.model.generation_config.to_diff_dict()
     return {
