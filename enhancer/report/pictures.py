@@ -123,11 +123,12 @@ def picture_uri(strip: np.ndarray, *, exact: bool = False) -> str:
 
 
 def score_shade(level: float) -> tuple[str, str]:
-    """Background and text colour of a word whose score is `level` of the highest (0 to 1)."""
-    red, green, blue, _ = colormaps[f"{COLOURS}_r"](0.02 + 0.60 * min(max(level, 0.0), 1.0))
-    light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
-    colour = "#" + "".join(f"{round(255 * part):02x}" for part in (red, green, blue))
-    return colour, "#16181b" if light > 0.18 else "#ffffff"
+    """Background and text colour of a word whose score is `level` of the highest (0 to 1); the text is black or white,
+    whichever reads better (a contrast of 4.58 at least; WCAG 2.2, relative luminance)."""
+    shade = np.array(colormaps[f"{COLOURS}_r"](0.02 + 0.60 * min(max(level, 0.0), 1.0))[:3])
+    linear = np.where(shade <= 0.04045, shade / 12.92, ((shade + 0.055) / 1.055) ** 2.4)
+    colour = "#" + "".join(f"{round(255 * part):02x}" for part in shade)
+    return colour, "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
 
 
 def _edges(grid: TokenGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

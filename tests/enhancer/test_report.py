@@ -387,3 +387,16 @@ def test_the_report_says_how_far_an_export_is_from_its_student(tmp_path):
     write_fake_run(tmp_path, seeds=1)
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Export − trained" in page and "3e−07" in page
+
+
+def test_words_of_every_score_are_readable():
+    """A contrast of 4.5 (WCAG 2.2, AA) between a word and its shade, by the definition of relative luminance."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for level in range(101):
+        dark, light = sorted(luminance(colour) for colour in pictures.score_shade(level / 100))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, level
