@@ -70,7 +70,7 @@ def ask(
     cache: FrameCache | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> list[dict]:
-    """One row a sample, in order, by the protocol of the recipe's `evaluate` (enhancer.recipe_schema.EvaluateSettings)."""
+    """One row a sample, in order, by the protocol of the recipe's `evaluate` (recipe_schema.EvaluateSettings)."""
     if settings.protocol == "generate":
         return generate(student, samples, sampling, cache, settings.batch_size, settings.new_tokens, progress)
     return evaluate(student, samples, sampling, cache, settings.batch_size, settings.protocol, progress)

@@ -29,8 +29,8 @@ def generate(
 ) -> list[dict]:
     """One row a sample, in order: as those of `multiple_choice.evaluate`, with "response" in place of "scores".
 
-    Options are listed in the prompt and `request` asks for the letter. An answer that means no option is wrong, its `chosen`
-    None.
+    Options are listed in the prompt and `request` asks for the letter. An answer that means no option is wrong, its
+    `chosen` None.
     A question without options is answered and not scored. A question that cannot be asked has "error".
     """
     cache = frame_cache or FrameCache()
@@ -96,12 +96,9 @@ def _responses(
 def checkpoint_decoding(student: Any) -> dict[str, Any]:
     """What a checkpoint's own generation settings add to greedy decoding, a repetition penalty for one."""
     ours = {*GREEDY, "max_new_tokens", "max_length", "use_cache", "transformers_version"}
-    settings = student.model.generation_config.to_diff_dict()
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in ours and not name.startswith("_") and not name.endswith("_token_id") and value not in (None, False)
-    }
+    settings = student.model.generation_config.to_diff_dict().items()
+    set_ones = {name: value for name, value in settings if value not in (None, False) and not name.startswith("_")}
+    return {name: value for name, value in set_ones.items() if name not in ours and not name.endswith("_token_id")}
 
 
 def _row(sample: Sample, response: str | None, error: str | None = None) -> dict:

@@ -84,7 +84,8 @@ def _answer(student, samples, sampling, cache, batch_size, protocol, request) ->
             rows[n] = _row(sample, None, str(error))
             continue
         # equal lengths need no padding, which continuing from keys and values does not bear
-        shape = question.clip.frames.shape, student.clip_tokens(question.clip)  # adapters' tokens depend on more than frames
+        # adapters' tokens depend on more than frames
+        shape = question.clip.frames.shape, student.clip_tokens(question.clip)
         groups[question.prompt_length, shape, len(question.options)].append((n, question))
     for group in groups.values():
         for chunk in _chunks(group, batch_size):
@@ -104,9 +105,13 @@ def _prepare(student: Any, sample: Sample, clip: Clip, protocol: str, request: s
     prompt = student.prompt(sample.question, listed, request=request).text
     before = student.tokenizer(prompt)["input_ids"]
     options = []
-    for text, ids in zip(texts, student.tokenizer([prompt + text + student.end_token for text in texts])["input_ids"], strict=True):
+    answered = student.tokenizer([prompt + text + student.end_token for text in texts])["input_ids"]
+    for text, ids in zip(texts, answered, strict=True):
         if ids[: len(before)] != before:
-            raise SampleError(f"the option {text!r} does not begin at a token of its own after the prompt: end the prompt as the processor's chat template does")
+            raise SampleError(
+                f"the option {text!r} does not begin at a token of its own after the prompt: end the prompt as the "
+                f"processor's chat template does"
+            )
         options.append(ids[len(before) :])
     return _Question(sample, clip, prompt, len(before), options)
 

@@ -18,8 +18,8 @@ PROTOCOLS = ("option_text", "letter", "generate")
 DECODING = {
     "option_text": "likelihood of every option's text as the answer, with its end token; the prompt does not list them",
     "letter": "likelihood of every option's letter after a prompt that lists the options",
-    "generate": "greedy generation after a prompt that lists the options and asks for the letter; what the answer means "
-    f"is decided by the rules of version {RULES}",
+    "generate": "greedy generation after a prompt that lists the options and asks for the letter; what the answer "
+    f"means is decided by the rules of version {RULES}",
 }
 # what may change between two calls that fill one folder
 FREE = ("machine", "versions", "batch_size", "example")
@@ -27,8 +27,9 @@ FREE = ("machine", "versions", "batch_size", "example")
 
 @dataclass
 class Protocol:
-    """model, data: with their hashes; request: what asks for the letter (None: no options are listed); new_tokens: at most so many are generated (None: nothing is); example: of the
-    first clip that can be read, its prompt, its frames' pixels in the file and the visual tokens that it became."""
+    """model, data: with their hashes; request: what asks for the letter (None: no options are listed); new_tokens: at
+    most so many are generated (None: nothing is); example: of the first clip that can be read, its prompt, its frames'
+    pixels in the file and the visual tokens that it became, and what the checkpoint adds to greedy decoding."""
 
     benchmark: str | None
     model: dict[str, str]

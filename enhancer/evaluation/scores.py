@@ -74,7 +74,10 @@ def paired_difference(rows_a: Sequence[dict], rows_b: Sequence[dict], seed: int 
     gaps = []
     for key in shared:
         if len(hits_a[key]) != len(hits_b[key]):
-            raise UserError(f"question {key!r} was answered {len(hits_a[key])} times by one side and {len(hits_b[key])} by the other: compare equal numbers of seeds.")
+            raise UserError(
+                f"question {key!r} was answered {len(hits_a[key])} times by one side and {len(hits_b[key])} by the other: "
+                f"compare equal numbers of seeds."
+            )
         gaps.append((sum(hits_a[key]) - sum(hits_b[key])) / len(hits_a[key]))
     low, high = _bootstrap(np.array(gaps), seed)
     p = mcnemar(sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))

@@ -116,8 +116,8 @@ def notes(results: dict[str, Any]) -> list[str]:
         said.append(f"With {seeds} seeds the exact permutation over seeds cannot give less than {2 / 2**seeds:.3f}.")
     if seeds == 2:
         said.append(
-            "Two seeds alone say little of how seeds differ: where that is much more than how questions do, a 95% interval of "
-            "two missed the truth in 12% of simulated tables."
+            "Two seeds alone say little of how seeds differ: where that is much more than how questions do, a 95% "
+            "interval of two missed the truth in 12% of simulated tables."
         )
     if results["unparsed"]:
         said.append(

@@ -278,13 +278,16 @@ def test_what_a_checkpoint_adds_to_greedy_decoding_is_known_and_works(root, monk
 
 @pytest.mark.parametrize("protocol", ["generate", "letter", "option_text"])
 def test_another_tools_last_line_ends_the_prompts_that_list_options(root, tmp_path, protocol, monkeypatch):
-    seen, student = [], tiny_student()
-    encode = type(student).encode
-    monkeypatch.setattr(
-        type(student), "encode", lambda self, clips, prompts, *a, **k: seen.extend(prompts) or encode(self, clips, prompts, *a, **k)
-    )
-    request = "Reply with A, B or C alone."
-    made = list(answer_all(lambda: student, questions(root, 2), protocol, SAMPLING, FrameCache(), 2, 2, None, request=request))
+    seen, student, request = [], tiny_student(), "Reply with A, B or C alone."
+    plain = type(student).encode
+
+    def encode(self, clips, prompts, *rest, **named):
+        seen.extend(prompts)
+        return plain(self, clips, prompts, *rest, **named)
+
+    monkeypatch.setattr(type(student), "encode", encode)
+    asked = questions(root, 2)
+    made = list(answer_all(lambda: student, asked, protocol, SAMPLING, FrameCache(), 2, 2, None, request=request))
     assert len(made) == 2 and len(seen) == 2
     assert all((f"B. right\n{request}<" in prompt) is (protocol != "option_text") for prompt in seen)
 
@@ -324,10 +327,12 @@ def test_answers_continue_where_a_kill_left_them_and_errors_are_asked_again(root
 def test_an_answer_may_hold_what_other_readers_take_for_a_line_end(root, tmp_path, monkeypatch):
     hostile = "left\u2028\x85\x0b\x1c\r\n{}\ud800"
     answers, samples = Answers(monkeypatch), questions(root, 2)
-    monkeypatch.setattr(
-        "enhancer.evaluation.answering.generate",
-        lambda student, samples, *rest, **named: [{**row, "response": hostile} for row in answers.generate(student, samples, *rest, **named)],
-    )
+    plain = answers.generate
+
+    def generate(*asked, **named):
+        return [{**row, "response": hostile} for row in plain(*asked, **named)]
+
+    monkeypatch.setattr("enhancer.evaluation.answering.generate", generate)
     ask(tmp_path, samples)
     found = read_parts(tmp_path)
     assert sorted(found) == ["q0", "q1"] and found["q0"]["response"] == hostile.replace("\ud800", "?")
@@ -340,7 +345,8 @@ def test_rows_whose_texts_hold_a_line_separator(root):
     row = {"key": "k", "question_type": "MR", "video_path": "v1.mp4",
            "qa": [{"uid": "u", "question": "Which\u2028way?\nA. left\nB. right", "answer": "B"}]}  # fmt: skip
     path = root / "rows.jsonl"
-    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps({**row, "qa": [{**row["qa"][0], "uid": "w"}]}) + "\n")
+    other = {**row, "qa": [{**row["qa"][0], "uid": "w"}]}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\r\n" + json.dumps(other) + "\n")
     samples, problems = load_samples(path, root)
     assert not problems and [s.id for s in samples] == ["u", "w"] and samples[0].options == ("left", "right")
 
@@ -353,7 +359,8 @@ def test_a_question_whose_answer_is_lost_makes_the_score_incomplete(root, tmp_pa
     row = {"video": "v1.mp4", "question": "Which way?", "options": ["left", "right"], "answer": "left"}
     data = root / "two.json"
     data.write_text(json.dumps([{**row, "id": "a"}, {**row, "id": "b"}]))
-    result = CliRunner().invoke(app, ["evaluate", "--model", str(student_folder()), "--data", str(data)], env={"COLUMNS": "200"})
+    command = ["evaluate", "--model", str(student_folder()), "--data", str(data)]
+    result = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert result.exit_code == 3 and "b could not be asked: its answer is not there" in result.output, result.output
 
 
@@ -398,7 +405,8 @@ def test_answers_read_by_older_rules_are_never_mixed_with_newer_ones(tmp_path):
     protocol = Protocol(None, {"name": "m"}, {"file": "d"}, "generate", "Which letter?", 8, None, 16, "float32", 4)
     protocol.keep(tmp_path)
     kept = read_json(tmp_path / "protocol.json", {})
-    write_json(tmp_path / "protocol.json", {**kept, "decoding": kept["decoding"].replace(f"version {RULES}", "version 1")})
+    older = kept["decoding"].replace(f"version {RULES}", "version 1")
+    write_json(tmp_path / "protocol.json", {**kept, "decoding": older})
     with pytest.raises(UserError, match="made otherwise"):
         protocol.keep(tmp_path)
 
