@@ -29,16 +29,23 @@ class Loading:
         device: str | torch.device = "cpu",
         attn: str = "sdpa",
     ) -> Self:
-        """Model and processor of a folder or hub name. Raises ModelError if it is incomplete."""
+        """Model and processor of a folder or hub name. Raises ModelError if it is incomplete or damaged."""
         name = str(path_or_hub)
         try:
             processor = AutoProcessor.from_pretrained(name)
-            model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation=attn)
-        except (OSError, ValueError) as error:
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                name, dtype=dtype, attn_implementation=attn, output_loading_info=True
+            )
+        except Exception as error:  # transformers, safetensors and tokenizers raise kinds of their own
             raise ModelError(
-                f"The student model {name!r} cannot be loaded: {error} A complete folder holds config.json, "
+                f"The student model {name!r} cannot be loaded ({_reason(error)}). A complete folder holds config.json, "
                 "model.safetensors, the tokenizer and the processor's files."
             ) from error
+        if missing := sorted(found["missing_keys"]):  # they would be random numbers
+            raise ModelError(
+                f"The student model {name!r} cannot be loaded: its files lack {len(missing)} weights, of them "
+                f"{missing[0]}. Copy or export the model again."
+            )
         student = cls(model.to(device), processor, name)
         student._check_processor()
         return student
@@ -52,9 +59,8 @@ class Loading:
         name = str(path_or_hub)
         try:
             processor, config = AutoProcessor.from_pretrained(name), AutoConfig.from_pretrained(name)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(f"The student model {name!r} cannot be read: {reason}") from error
+        except Exception as error:  # as above
+            raise ModelError(f"The student model {name!r} cannot be read: {_reason(error)}") from error
         student = cls(SimpleNamespace(config=config, device="cpu"), processor, name)
         student._check_processor()
         return student
@@ -67,3 +73,7 @@ class Loading:
                     f"The student model {self.folder!r} has {name} {ours}, but its processor {theirs}: the processor's "
                     "files belong to another model."
                 )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -6,10 +6,13 @@ What it has in common with every family is in test_families.py and test_families
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.vlm_hooks.tiny_student import (
     Clip,
@@ -55,6 +58,24 @@ def test_unknown_or_missing_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(incomplete))
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_named_as_the_models_fault(tmp_path, file):
+    folder = Path(shutil.copytree(tiny_folder(), tmp_path / "model"))
+    (folder / file).write_bytes((folder / file).read_bytes()[:900])
+    with pytest.raises(ModelError, match="cannot be loaded .* A complete folder"):
+        load_student(folder)
+
+
+def test_weights_that_are_not_there_are_not_drawn_at_random(tmp_path):
+    folder = Path(shutil.copytree(tiny_folder(), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    gone = next(name for name in tensors if name.endswith("q_proj.weight"))
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="lack 1 weights"):
+        load_student(folder)
 
 
 def test_processor_of_another_model_is_refused(small):
