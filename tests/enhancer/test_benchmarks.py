@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -371,6 +374,33 @@ def test_processes_share_the_questions_and_any_number_of_them_may_go_on(root, tm
     ask(tmp_path, samples, Process(1, 2, 1))
     ask(tmp_path, samples)
     assert sorted(answers.asked) == [f"q{n}" for n in range(6)] == sorted(read_parts(tmp_path))
+
+
+def test_launched_processes_finish_what_a_killed_call_left_as_one_process_does(root, tmp_path):
+    row = {"video": "v1.mp4", "question": "Which way?", "options": ["left", "right"], "answer": "left"}
+    data = root / "seven.json"
+    data.write_text(json.dumps([{**row, "id": f"q{n}", "video": f"v{n % 2 + 1}.mp4"} for n in range(7)]))
+    asked = ["evaluate", "--model", str(student_folder()), "--data", str(data), "--frames", "4"]
+    asked += ["--batch-size", "1"]  # sums differ in their last digit with the number of rows
+    alone = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "alone")], env={"COLUMNS": "200"})
+    assert alone.exit_code == 0, alone.output
+    shutil.copytree(tmp_path / "alone", tmp_path / "two")
+    (tmp_path / "two" / "answers.jsonl").unlink()
+    part = tmp_path / "two" / "parts" / "0.jsonl"
+    part.write_bytes(b"".join(part.read_bytes().splitlines(keepends=True)[:2]) + b'{"id": "q2", "ans')
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "enhancer", *asked, "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in part.parent.iterdir()) == ["0.jsonl", "1.jsonl"]
+    for name in ("answers.jsonl", "scores.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "alone" / name).read_text(), name
 
 
 def test_answers_of_another_protocol_are_never_mixed(tmp_path):
