@@ -1,4 +1,4 @@
-"""`job: adapter` in two processes on the CPU (gloo), as torchrun starts them: they train what one does."""
+"""`job: adapter` in two processes on the CPU (gloo), as `accelerate launch` starts them: they train what one does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from enhancer.world import WorldSettings, make_world
 from tests.adapters.test_job import RAW
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCH = (
+    "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
+    "--rdzv_backend c10d --main_process_port 0"
+)  # of several processes it takes no more than their number; there is no GPU, and gloo connects them
 TWICE = {"batch_size": 2, "weight_decay": 0.0, "warmup": 0.0, "log_every": 1}
 
 
@@ -59,7 +62,10 @@ def test_two_processes_train_what_one_does(tmp_path):
     recipe.write_text(yaml.safe_dump(values(world, tmp_path / "both", 2)), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ENHANCER_TRACEBACK": "0"}
     done = subprocess.run(
-        [*TORCHRUN, "-m", "enhancer", "run", str(recipe), "-q"], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", *LAUNCH.split(), "-m", "enhancer", "run", str(recipe), "-q"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     both = tmp_path / "both" / "tiny"
