@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError  # torch raises it for what weights_only refuses
 from typing import Any
 
 from enhancer.data.samples import Picture, Sample
@@ -41,6 +43,18 @@ def identity(
     aligned_to = None if priors is None else _digest([_prior_identity(priors, view) for view in views])
     return {"training": described, "sampling": asdict(sampling), "seed": seed, "processes": processes,
             "samples": _digest(texts), "priors": aligned_to, "weights": weights_digest(model)}
+
+
+@contextmanager
+def readable_state(checkpoint: Path | None) -> Iterator[None]:
+    """Of going on from a checkpoint: UserError for an optimizer's or random state that torch cannot or will not read."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise UserError(
+            f"{checkpoint}: the optimizer's or the random state cannot be read ({str(error)[:200]}): it is "
+            "damaged, or holds more than tensors. Delete this checkpoint to go on from the one before."
+        ) from error
 
 
 def checkpoint_to_resume(folder: Path, described: dict, resume: str = AUTO) -> Path | None:

@@ -25,6 +25,13 @@ def waiting_share(rows: Sequence[dict]) -> float | None:
     return sum(row["data_seconds"] for row in rows) / seconds if seconds else None
 
 
+def rows_until(path: Path, steps: int) -> list[dict]:
+    """Rows of a history.jsonl up to that step; those after it come again. None for 0; the last line may be cut."""
+    lines = path.read_text(encoding="utf-8").splitlines() if steps else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return [row for row in rows if row["step"] <= steps]
+
+
 class StepLog:
     """Sums the values of a step's batches, joins those of all processes, and writes them; process 0 alone writes.
 
@@ -99,9 +106,7 @@ class StepLog:
 
     def rewind(self, steps: int) -> None:
         """Keep the rows of the first steps; those after them come again. None of them is kept for 0."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if steps else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut
-        self.rows = [row for row in rows if row["step"] <= steps]
+        self.rows = rows_until(self.path, steps)
         if self._accelerator.is_main_process:
             self.path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         self._accelerator.wait_for_everyone()

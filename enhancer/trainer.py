@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from pickle import UnpicklingError  # torch raises it for what weights_only refuses
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from enhancer.aligner_steps import AlignerSteps
 from enhancer.between_steps import BetweenSteps
-from enhancer.checkpoints import MARKER
+from enhancer.checkpoints import MARKER, readable_state
 from enhancer.collate import NOTES, BatchNotes
 from enhancer.losses import answer_loss
 from enhancer.muon import MuonAdamW, is_hidden_matrix
@@ -117,13 +116,8 @@ class AlignedTrainer(Trainer):
         return start, whole
 
     def _train_from(self, checkpoint: Path | None) -> None:
-        try:
+        with readable_state(checkpoint):
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except UnpicklingError as error:
-            raise UserError(
-                f"{checkpoint}: the optimizer's or the random state cannot be read ({str(error)[:200]}): it is "
-                "damaged, or holds more than tensors. Delete this checkpoint to go on from the one before."
-            ) from error
 
     # -- parameters -------------------------------------------------------------------
 

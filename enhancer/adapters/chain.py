@@ -16,7 +16,7 @@ from enhancer.adapters.samples import samples_of
 from enhancer.adapters.schema import ANSWER, AdapterRecipe, ReadingSettings, StageSettings
 from enhancer.adapters.stages import Progress, is_done, run_stage, stage_summary
 from enhancer.console import Console
-from enhancer.data.samples import Problem
+from enhancer.data.samples import Problem, Sample
 from enhancer.run_data import data_root
 from enhancer.processes import Process
 from enhancer.recipe import build
@@ -72,7 +72,10 @@ class Chain:
         stage = self.stages[number]
         root = data_root(self.recipe)
         samples, problems = samples_of(self.recipe, stage, root)
-        held_out = samples_of(self.recipe, replace(stage, train=stage.test), root)[0] if stage.test else []
+        held_out: list[Sample] = []
+        if stage.test:
+            held_out, unread = samples_of(self.recipe, replace(stage, train=stage.test), root)
+            problems = problems + unread
         return problems + run_stage(
             self.load(number),
             stage,

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError  # torch raises it for what weights_only refuses
 from typing import Any
 
 import torch
@@ -23,10 +22,11 @@ from transformers.trainer_callback import PrinterCallback
 
 from enhancer.adapters.samples import labels_of
 from enhancer.adapters.schema import StageSettings, StageTraining
-from enhancer.checkpoints import CHECKPOINTS, MARKER, checkpoint_to_resume, identity
+from enhancer.checkpoints import CHECKPOINTS, MARKER, checkpoint_to_resume, identity, readable_state
 from enhancer.data.samples import Problem, Sample
 from enhancer.processes import Process
 from enhancer.runfolder import read_json, write_json, write_lines
+from enhancer.step_log import rows_until
 from enhancer.tracking import close_tracker, tracker_callbacks
 from enhancer.train_settings import AUTO, NEVER
 from enhancer.trainer_arguments import training_arguments
@@ -50,7 +50,7 @@ def train_objective(
 ) -> tuple[list[Problem], dict[str, float]]:
     """Trains the model in place by the stage's objective, from its newest checkpoint.
 
-    The samples that were left out, and the last row of history.jsonl, with what the objective gives on `held_out`, which
+    The samples that were left out, of `held_out` too, and the last row of history.jsonl, with what the objective gives on `held_out`, which
     it does not learn from, as "test_<name>". Raises UserError as `train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,17 +65,19 @@ def train_objective(
     with trainer.accelerator.main_process_first():  # which alone deletes those that shall not be resumed
         checkpoint = checkpoint_to_resume(folder / CHECKPOINTS, described, settings.resume)
     last = trainer.run(checkpoint)
+    others = Clips(held_out, reader, objective.check)
     if process.rank == 0:
-        found = measured(objective, held_out, reader, settings.batch_size)
+        found = measured(objective, others, settings.batch_size)
         last |= {f"test_{name}": value for name, value in found.items()}
-    problems = gather_object(list(clips.problems.values()))  # each process reads its own share of the clips
+    # each process reads its own share of the clips
+    problems = gather_object([*clips.problems.values(), *others.problems.values()])
     return list(dict.fromkeys(problems)), last
 
 
-def measured(objective: Objective, samples: Sequence[Sample], reader: Any, batch_size: int) -> dict[str, float]:
+def measured(objective: Objective, held_out: Clips, batch_size: int) -> dict[str, float]:
     """Means over whole batches of what the objective gives, without learning (over the only batch, where one is not
     filled): what compares a batch's samples depends on how many there are. Nothing without samples that can be used."""
-    clips, found = Clips(samples, reader, objective.check).usable(), []
+    clips, found = held_out.usable(), []
     objective.eval()
     while rows := list(islice(clips, batch_size)):
         if len(rows) == batch_size or not found:
@@ -108,14 +110,14 @@ class Clips(Dataset):
             f"None of the {len(self.samples)} clips can be used: {next(iter(self.problems.values())).reason}"
         )
 
-
     def usable(self) -> Iterator[tuple[Any, Sample]]:
         """Those that can be read and pass, in order."""
         for sample in self.samples:
             try:
                 clip = self.reader.get(sample.video)
                 self.check(clip)
-            except (ClipError, SampleError):
+            except (ClipError, SampleError) as error:
+                self.problems[sample.id] = Problem(sample.id, str(error))
                 continue
             yield clip, sample
 
@@ -163,12 +165,8 @@ class ObjectiveTrainer(Trainer):
             if start >= self.settings.steps:  # the Trainer would add a step
                 load_trained(self.model, checkpoint)
             else:
-                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except UnpicklingError as error:
-            raise UserError(
-                f"{checkpoint}: the optimizer's or the random state cannot be read ({str(error)[:200]}): it is "
-                "damaged, or holds more than tensors. Delete this checkpoint to go on from the one before."
-            ) from error
+                with readable_state(checkpoint):
+                    self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             close_tracker(self.settings.report_to)
             if self.settings.gradient_checkpointing:
@@ -240,9 +238,7 @@ class _History(TrainerCallback):
 
     def rewind(self, steps: int) -> None:
         """Keeps the rows of the first steps; those after them come again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if steps else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut
-        rows = [row for row in rows if row["step"] <= steps]
+        rows = rows_until(self.path, steps)
         self.last = {name: value for name, value in (rows[-1] if rows else {}).items() if name != "step"}
         if self.trainer.is_world_process_zero():
             write_lines(self.path, rows)

@@ -143,8 +143,8 @@ def _print_teacher(report: dict, console: Console) -> None:
                           *(f"{100 * prior[kind]['auc']:.1f}" if prior[kind]["auc"] is not None else "" for kind in ("nouns", "motion")))
     console.print(table)
     count = len(report[f"heads_{HARVESTS[0]}"]["t2v"])
-    table = rich.table.Table(title="Which layers have a head that finds it? Best head's AUC; teacher.extraction.layers harvests some alone",
-                             title_justify="left")
+    title = "Which layers have a head that finds it? Best head's AUC; teacher.extraction.layers harvests some alone"
+    table = rich.table.Table(title=title, title_justify="left")
     for column in ("map", "harvested at", *(f"layer {layer}" for layer in range(count))):
         table.add_column(column, justify="left" if column in ("map", "harvested at") else "right")
     for corner in ("t2v", "v2t"):
