@@ -146,7 +146,8 @@ def test_what_an_objective_gives_on_held_out_clips_is_not_learnt(tmp_path):
     clips = Clips({"s12": [0]})
     alone, both = cope(), cope()
     run_stage(alone, stage("pretraining"), SAMPLES, clips, tmp_path / "alone", 0)
-    run_stage(both, stage("pretraining"), SAMPLES, clips, tmp_path / "both", 0, held_out=held_out)
+    left_out = run_stage(both, stage("pretraining"), SAMPLES, clips, tmp_path / "both", 0, held_out=held_out)
+    assert [problem.id for problem in left_out] == ["h12"]
     straight = alone.state_dict()
     assert all(torch.equal(value, straight[name]) for name, value in both.state_dict().items())
     told = stage_summary(tmp_path / "both")
